@@ -1,0 +1,48 @@
+# sudo make run     install what is missing, then run the guard in the foreground on this machine
+# sudo make test    install what is missing, then run every check and test
+# sudo make bench   install what is missing, then measure (a few minutes)
+PACKAGES = nftables python3-nftables python3-systemd python3-venv
+TEST_PACKAGES = iproute2 iptables
+# The system's own python: only it sees the distribution's nftables and systemd modules.
+PYTHON = /usr/bin/python3
+BIN = .venv/bin
+
+.PHONY: setup run test check bench clean
+
+setup: .venv/.run
+
+run: setup
+	$(BIN)/nftguard --config conf/nftguard.toml run
+
+test: .venv/.test check
+	$(BIN)/python -m pytest
+
+check: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/.test
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Packages are asked for only where one is missing, so that nothing needs a network once set up.
+define install
+	dpkg-query --show --showformat='$${db:Status-Status}\n' $(1) 2>&1 | grep -qv '^installed$$' || exit 0; \
+	apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(1)
+endef
+
+.venv/.run: pyproject.toml Makefile
+	@$(call install,$(PACKAGES))
+	$(PYTHON) -m venv --system-site-packages .venv
+	$(BIN)/pip install -q --disable-pip-version-check --editable .
+	$(BIN)/python -m compileall -q nftguard
+	touch $@
+
+.venv/.test: .venv/.run
+	@$(call install,$(TEST_PACKAGES))
+	$(BIN)/pip install -q --disable-pip-version-check --editable '.[test]'
+	touch $@

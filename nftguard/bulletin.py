@@ -1,0 +1,179 @@
+"""What the daemon knows about itself, and how it tells: systemd's STATUS, the journal and status.json."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nftguard import bootscript, hostinfo, notify, policy, state, status
+from nftguard.errors import ConfigError, NftguardError
+from nftguard.journal import log, log_problems
+from nftguard.model import Counter, Table
+from nftguard.status import Standing, State
+
+if TYPE_CHECKING:
+    from nftguard.nflog import Attempt
+    from nftguard.reconcile import Outcome
+    from nftguard.watch import Change
+
+TELL_EVERY = 1.0  # seconds between two words about attempts
+FRESH = 60.0  # seconds beyond the resync interval after which status.json no longer counts
+_NAMED = 10  # differences that a record names
+
+
+class Bulletin:
+    """The daemon's last word, kept up to date."""
+
+    def __init__(self) -> None:
+        self.desired = Table()
+        self.standing = Standing(State.UNPROTECTED)
+        self.refused: tuple[str, ...] = ()
+        self.suspended = False
+        self.resync = 0  # seconds
+        self.tell_at: float | None = None
+        """When, on the monotonic clock, attempts are due to be told."""
+        self._counters: dict[str, Counter] = {}
+        self._seen: dict[str, float] = {}
+        self._attempts = 0
+        self._lost = 0
+        self._last = ""
+        self._repairs = 0
+        self._started = time.time()
+        self._complained: set[Path] = set()
+
+    def passed(self, outcome: Outcome, desired: Table) -> None:
+        """Take over what a pass made sure of, and the counters it saw: what rose was seen since the last pass."""
+        self.desired = desired
+        self.standing = Standing(State.DEGRADED if self.refused else State.PROTECTED, self.refused)
+        live = outcome.live.counters if outcome.live else {}
+        for name, counter in live.items():
+            if name in self._counters and counter.packets > self._counters[name].packets:
+                self._seen[name] = time.time()
+        self._counters = {name: live.get(name, Counter(name)) for name in desired.counters}
+        self._seen = {name: when for name, when in self._seen.items() if name in self._counters}
+
+    def refuse(self, error: NftguardError) -> None:
+        """Record that a reload was refused, each problem once."""
+        self.refused = tuple(str(error).splitlines())
+        self.standing = Standing(max(self.standing.state, State.DEGRADED, key=list(State).index), self.refused)
+        if isinstance(error, ConfigError):
+            log_problems(error)
+        count = len(self.refused)
+        reason = f"{count} problem{'s' if count > 1 else ''}" if isinstance(error, ConfigError) else str(error)
+        log().error("reload_refused", reason=reason)
+
+    def failed(self, error: NftguardError, live: Table | None, retry: float) -> None:
+        """Record that a pass failed, and what is in force all the same; `retry` is in seconds."""
+        self.standing = status.judge(live, self.desired, (str(error),))
+        log().error("apply_failed", reason=error, retry=round(retry))
+
+    def repaired(self, outcome: Outcome, cause: str, change: Change | None) -> None:
+        """Record a repair: what was found, who did it as far as known, and how long it lasted."""
+        self._repairs += 1
+        found = outcome.plan.found
+        gap = time.monotonic() - change.at if change else None
+        log().warning(
+            "repaired",
+            found="; ".join(found[:_NAMED]) + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""),
+            differences=len(found),
+            who=blame(change),
+            pid=change.pid if change else None,
+            command=change.command if change else None,
+            unit=hostinfo.unit_of(change.pid, change.command) if change else None,
+            cause=cause,
+            gap=f"{gap * 1000:.1f} ms after it was seen" if gap is not None else f"on a {cause}",
+            gap_usec=round(gap * 1e6) if gap is not None else None,
+        )
+
+    def fought(self, repairs: int, change: Change | None, interval: float) -> None:
+        """Record that a program keeps changing the table; in place of a record for each repair."""
+        self._repairs += 1
+        if repairs.bit_count() == 1 or repairs % 1000 == 0:
+            log().error("fought", who=blame(change), repairs=repairs, interval=interval)
+
+    def attempt(self, attempt: Attempt) -> None:
+        """Record a blocked attempt."""
+        self._attempts += 1
+        name = policy.counter_of(self.desired, attempt.block, attempt.hook, attempt.protocol, attempt.port)
+        if name:
+            self._seen[name] = time.time()
+        by = f" by user id {attempt.uid}" if attempt.uid is not None else ""
+        self._last = f"last at {time.strftime('%H:%M:%S')} to {attempt.destination} port {attempt.port}{by}"
+        log().info(
+            "blocked",
+            block=attempt.block,
+            hook=attempt.hook.value,
+            protocol=attempt.protocol.value,
+            source=_bracketed(attempt.source),
+            source_port=attempt.source_port,
+            destination=_bracketed(attempt.destination),
+            port=attempt.port,
+            uid=attempt.uid if attempt.uid is not None else "unknown",
+            gid=attempt.gid,
+        )
+        if self.tell_at is None:
+            self.tell_at = time.monotonic() + TELL_EVERY
+
+    def lost(self, count: int) -> None:
+        """Record that attempts could not be told one by one."""
+        self._lost += count
+        log().warning("attempts_lost", lost=count)
+
+    def sentence(self) -> str:
+        """Say how things are, for `systemctl status`."""
+        if self.suspended:
+            return "SUSPENDED: nothing is blocked until `nftguard apply` or a restart"
+        if self.standing.state is State.UNPROTECTED:
+            return f"UNPROTECTED: {self.standing.reasons[0]}"
+        sentence = status.summary(self.desired)
+        if self.refused:
+            more = f" and {len(self.refused) - 1} more" if len(self.refused) > 1 else ""
+            sentence += f"; DEGRADED: the new configuration is refused ({self.refused[0]}{more}), the old rules stay"
+        elif self.standing.state is State.DEGRADED:
+            sentence += f"; DEGRADED: {self.standing.reasons[0]}"
+        if self._attempts:
+            sentence += f"; {self._attempts} attempts, {self._last}"
+        return sentence
+
+    def tell(self) -> None:
+        """Tell systemd, and those who may not ask the kernel."""
+        self.tell_at = None
+        notify.status(self.sentence())
+        document = status.document(
+            self.standing,
+            None if self.suspended else replace(self.desired, counters=self._counters),
+            seen=self._seen,
+            daemon={
+                "pid": os.getpid(),
+                "since": self._started,
+                "repairs": self._repairs,
+                "attempts": self._attempts,
+                "attempts_lost": self._lost,
+                "suspended": self.suspended,
+            },
+        )
+        try:
+            state.write_status(document | {"stale_after": time.time() + self.resync + FRESH})
+        except OSError as error:
+            self.complain(Path(bootscript.run_dir()) / "status.json", error)
+
+    def complain(self, path: Path, error: OSError) -> None:
+        """Record, once for each path, that it cannot be written."""
+        if path not in self._complained:
+            self._complained.add(path)
+            log().warning("state_unwritable", path=path, reason=error.strerror)
+
+
+def blame(change: Change | None) -> str:
+    """Name who changed the ruleset, as far as the kernel said."""
+    if not change:
+        return "nobody known"
+    unit = hostinfo.unit_of(change.pid, change.command)
+    return f"{change.command} (process {change.pid}{f' of {unit}' if unit else ''})"
+
+
+def _bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address

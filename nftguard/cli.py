@@ -1,0 +1,272 @@
+"""The command line: thin verbs, each importing what it needs when it runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from nftguard import __version__, bootscript
+from nftguard.errors import EX_UNAVAILABLE, BusyError, ConfigError, NftguardError, NotPermittedError
+
+if TYPE_CHECKING:
+    from nftguard.control import Answer
+    from nftguard.kernel import Nftables
+    from nftguard.model import Table
+
+
+class _Verbs(click.Group):
+    """Turns our errors into their lines on stderr and their exit codes; no verb ends in a traceback of them."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NftguardError as error:
+            _fail(error)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(self.commands)  # in the order of their definition, which is that of use
+
+
+def _fail(error: NftguardError) -> NoReturn:
+    click.echo(f"nftguard: {error}" if not isinstance(error, ConfigError) else str(error), err=True)
+    sys.exit(error.exit_code)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--config",
+    metavar="FILE",
+    default=bootscript.DEFAULT_CONFIG,
+    show_default=True,
+    help="The configuration; drop-ins beside it, in FILE with .d for .toml, are read after it.",
+)
+@click.version_option(__version__, prog_name="nftguard")
+@click.pass_context
+def cli(ctx: click.Context, config: str) -> None:
+    """Block TCP ports with nftables, keep them blocked, and say who tried.
+
+    \b
+    A first look, changing nothing:   nftguard check && nftguard plan
+    From now on, across reboots:      systemctl enable --now nftguard
+    After editing the configuration:  nftguard check && systemctl reload nftguard
+    How do things stand:              nftguard status
+    Who tried:                        journalctl -u nftguard
+
+    Exit codes: 0 done; 1 failed, or what a verb says; 2 used wrongly; 69 something is missing on this host;
+    77 not permitted; 78 the configuration is refused.
+    """
+    ctx.meta["config"] = Path(config)
+    ctx.meta["context"] = ctx.obj
+
+
+@cli.command()
+@click.pass_context
+def check(ctx: click.Context) -> None:
+    """Is the configuration valid, and would the kernel take it?
+
+    Changes nothing. Prints every problem with its file and key, and exits with 78, when not. Without privilege the
+    kernel is not asked.
+    """
+    from nftguard.plan import diff, rebuild
+    from nftguard.status import summary
+
+    desired = _desired(ctx)
+    try:
+        kernel = _kernel()
+        live = kernel.snapshot()
+        kernel.check(rebuild(live, desired) if live else diff(live, desired))
+    except NotPermittedError:
+        click.echo(f"valid: {summary(desired)}; the kernel was not asked (run as root for that)")
+        return
+    click.echo(f"valid, and the kernel would take it: {summary(desired)}")
+
+
+@cli.command()
+@click.option("--exit-code", is_flag=True, help="Exit with 1 when something would change, like git diff.")
+@click.pass_context
+def plan(ctx: click.Context, exit_code: bool) -> None:
+    """What would `apply` change? Prints the nft script that it would run.
+
+    The script is one transaction: the kernel takes all of it or nothing. Nothing is printed when nothing would change.
+    """
+    from nftguard.nftscript import script
+    from nftguard.plan import diff
+
+    found = diff(_kernel().snapshot(), _desired(ctx))
+    for difference in found.found:
+        click.echo(f"# {difference}")
+    click.echo(script(found), nl=False)
+    if exit_code and found:
+        sys.exit(1)
+
+
+@cli.command()
+@click.pass_context
+def apply(ctx: click.Context) -> None:
+    """Make the kernel's rules what the configuration says, once.
+
+    Asks the daemon where one runs, so that this is also a reload that waits for its outcome. What fits already is not
+    touched, and keeps its counters.
+    """
+    if answer := _ask("apply"):
+        _print(answer)
+    from nftguard import nftscript, state, status
+    from nftguard.plan import Plan, create
+    from nftguard.reconcile import reconcile
+
+    with state.lock():
+        mark = bootscript.fingerprint(str(ctx.meta["config"]))
+        desired = _desired(ctx)
+        outcome = reconcile(_kernel(), desired)
+        try:
+            state.save_boot_script(ctx.meta["config"], nftscript.script(Plan(tuple(create(desired)))), mark)
+        except OSError as error:
+            click.echo(f"nftguard: not kept for the next start: {error.strerror}: {error.filename}", err=True)
+    click.echo(f"{status.summary(desired)} ({len(outcome.plan.steps)} changes)")
+
+
+@cli.command()
+def remove() -> None:
+    """Lift the block: delete nftguard's table, and nothing else.
+
+    No error if there is none. A running daemon is told, and waits for `nftguard apply` or a restart before it blocks
+    anything again.
+    """
+    if answer := _ask("remove"):
+        _print(answer)
+    from nftguard import plan, state
+
+    with state.lock():
+        kernel = _kernel()
+        if kernel.snapshot() is None:
+            click.echo("nothing was blocked")
+            return
+        kernel.apply(plan.remove())
+    click.echo("rules lifted: nothing is blocked")
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, for machines.")
+@click.pass_context
+def status(ctx: click.Context, as_json: bool) -> None:
+    """What is blocked, and who tried? Says so from the kernel's rules, not from what was applied last.
+
+    \b
+    exit 0  protected: the kernel's rules are what the configuration says
+    exit 1  degraded: rules are in force, but not those; or the configuration is refused
+    exit 2  unprotected
+    exit 3  without privilege: the daemon's last word is too old to count
+
+    Without privilege it shows the daemon's last word and its age.
+    """
+    from nftguard import status as status_
+
+    try:
+        found, code = _from_kernel(ctx)
+    except NotPermittedError:
+        found, code = _last_word()
+    click.echo(json.dumps(found) if as_json else status_.render(found))
+    sys.exit(code)
+
+
+@cli.command()
+@click.pass_context
+def run(ctx: click.Context) -> None:
+    """Be the service: block, watch, repair, log. systemd runs this; Ctrl-C ends it.
+
+    SIGHUP reloads the configuration. SIGTERM and Ctrl-C lift the rules, unless [service] on_stop is "keep".
+    """
+    from nftguard import journal
+    from nftguard.kernel import Nftables
+
+    sink = journal.configure()
+    try:
+        from nftguard.daemon import Daemon
+
+        Daemon(ctx.meta["config"], Nftables(ctx.meta["context"]), sink).run()
+    except ConfigError as error:
+        journal.log_problems(error)
+        sys.exit(error.exit_code)
+    except NftguardError as error:
+        journal.log().critical("not_started", reason=error)
+        sys.exit(error.exit_code)
+
+
+def _kernel() -> Nftables:
+    from nftguard.kernel import Nftables
+
+    return Nftables()
+
+
+def _desired(ctx: click.Context) -> Table:
+    from nftguard import config, policy
+
+    return policy.build(config.load(ctx.meta["config"]))
+
+
+def _ask(verb: str) -> Answer | None:
+    from nftguard import control
+
+    return control.ask(Path(bootscript.run_dir()) / "control", verb)
+
+
+def _print(answer: Answer) -> NoReturn:
+    click.echo(answer.text, err=answer.exit != 0)
+    sys.exit(answer.exit)
+
+
+def _from_kernel(ctx: click.Context) -> tuple[dict[str, Any], int]:
+    from nftguard import hostinfo, state, status
+
+    live = _kernel().snapshot()
+    desired: Table | None = None
+    problems: tuple[str, ...] = ()
+    try:
+        desired = _desired(ctx)
+    except ConfigError as error:
+        problems = tuple(map(str, error.problems))
+    standing = status.judge(live, desired, problems)
+    ways = hostinfo.forwarding()
+    warnings = (
+        (f"this host forwards ({', '.join(ways)}) and nothing forwarded is blocked",)
+        if ways and not (live and "forward" in live.chains)
+        else ()
+    )
+    word = state.read_status() if _daemon_runs() else None
+    seen = {_name(row): row["last_seen"] for row in (word or {}).get("ports", []) if row["last_seen"]}
+    found = status.document(standing, live, seen=seen, warnings=warnings, daemon=(word or {}).get("daemon"))
+    return found, standing.state.exit_code
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"{row['block']}.{row['hook']}.{row['protocol']}.{row['port']}"
+
+
+def _daemon_runs() -> bool:
+    from nftguard import state
+
+    try:
+        state.lock().close()
+    except BusyError:
+        return True
+    return False
+
+
+def _last_word() -> tuple[dict[str, Any], int]:
+    from nftguard import state
+    from nftguard.status import STALE, State
+
+    word = state.read_status()
+    if word is None:
+        click.echo("nftguard: no word from a daemon, and the kernel tells only root; run as root", err=True)
+        sys.exit(EX_UNAVAILABLE)
+    age = round(time.time() - word["at"])
+    stale = time.time() > word["stale_after"]
+    count = ", too old to count" if stale else ""
+    word["warnings"] += [f"this is the daemon's word of {age} s ago{count}; only root may ask the kernel"]
+    return word, STALE if stale else State(word["state"]).exit_code

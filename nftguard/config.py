@@ -1,0 +1,288 @@
+"""The configuration: /etc/nftguard.toml and its drop-ins to one frozen Config. pydantic goes no further than here."""
+
+from __future__ import annotations
+
+import re
+import string
+import tomllib
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
+
+from nftguard import services
+from nftguard.errors import ConfigError, Problem
+from nftguard.model import Action, Hook, Protocol
+from nftguard.ports import Ports, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pydantic_core import ErrorDetails
+
+MAX_FILE = 1 << 20  # bytes; a configuration of 65,535 listed ports is under half of it
+MAX_PREFIX = 127  # bytes; NF_LOG_PREFIXLEN - 1, linux/include/uapi/linux/netfilter/nf_log.h
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
+_RATE = re.compile(r"([1-9]\d{0,5})\s*/\s*(second|minute|hour|day)\s+per\s+flow")
+_DURATION = re.compile(r"([1-9]\d{0,5})\s*(s|sec|min|h|hour|d|day)?")
+_SECONDS = {"s": 1, "sec": 1, "min": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400}
+_PREFIX_FIELDS = ("block", "hook", "protocol", "port")
+# nft expands $names inside a quoted prefix, knows no escape for a quote, and the log wants one line.
+_PREFIX_REFUSED = re.compile(r'[^\x20-\x7e]|["\\$]')
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError(
+            f"{value!r} cannot be a name; use up to 32 letters, digits, '-' and '_', beginning with a letter"
+        )
+    return value
+
+
+def _text(value: object) -> object:
+    if not isinstance(value, str):  # ValueError: pydantic turns no TypeError into a message of ours
+        raise ValueError(f"is a string in quotes, not {_toml(value)}")
+    return value
+
+
+def _listed(value: object) -> object:
+    if not isinstance(value, list):
+        raise ValueError(f"is a list, as in [{_toml(value)}]")
+    return value
+
+
+def _resync(value: object) -> int:
+    found = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    seconds = int(found[1]) * _SECONDS[found[2] or "s"] if found else 0
+    if not 1 <= seconds <= 86400:
+        raise ValueError(f"{_toml(value)} is not a time between '1s' and '1d', like '30s', '5min' or '1h'")
+    return seconds
+
+
+class Rate(_Strict):
+    """How many lines of one flow are logged: `count` per `unit`."""
+
+    count: int
+    unit: Literal["second", "minute", "hour", "day"]
+
+
+def _rate(value: object) -> Rate:
+    found = _RATE.fullmatch(value) if isinstance(value, str) else None
+    if not found:
+        raise ValueError(f"{_toml(value)} is not a rate like '1/minute per flow' (per second, minute, hour or day)")
+    return Rate(count=int(found[1]), unit=found[2])  # type: ignore[arg-type]  # the pattern lists the four units
+
+
+def _prefix(value: str) -> str:
+    try:
+        parts = list(string.Formatter().parse(value))
+    except ValueError as error:
+        raise ValueError(f"{error}; write a brace as {{{{ or }}}}") from None
+    for _, name, spec, conversion in parts:
+        if name is not None and (name not in _PREFIX_FIELDS or spec or conversion):
+            raise ValueError(f"no field {{{name}}}; there are {', '.join(f'{{{known}}}' for known in _PREFIX_FIELDS)}")
+    if found := _PREFIX_REFUSED.search(value):
+        raise ValueError(f"nft cannot take {found[0]!r} in a log prefix; use printable ASCII without quotes, \\ and $")
+    return value
+
+
+_Name = Annotated[str, BeforeValidator(_text), AfterValidator(_name)]
+_PortList = Annotated[
+    tuple[Annotated[tuple[Ports, ...], PlainValidator(services.parse)], ...], BeforeValidator(_listed)
+]
+_T = TypeVar("_T")
+_Listed = Annotated[tuple[_T, ...], BeforeValidator(_listed), Field(min_length=1)]
+
+
+class Block(_Strict):
+    """One `[[block]]`: which ports are closed, where, and how."""
+
+    name: _Name
+    ports: Annotated[_PortList, Field(min_length=1)]
+    except_ports: _PortList = ()
+    protocols: _Listed[Protocol] = (Protocol.TCP,)
+    hooks: _Listed[Hook] = (Hook.OUTPUT,)
+    action: Action = Action.DROP
+    connections: Literal["all", "new"] = "all"
+
+    def resolved(self) -> tuple[Ports, ...]:
+        """List what is blocked: sorted, without overlap, narrow ranges port by port."""
+        flat = [ports for entry in self.ports for ports in entry]
+        return resolve(flat, [ports for entry in self.except_ports for ports in entry])
+
+
+class Log(_Strict):
+    """`[log]`: where blocked attempts are written, and how often."""
+
+    target: Literal["journal", "kernel", "none"] = "journal"
+    prefix: Annotated[str, BeforeValidator(_text), AfterValidator(_prefix)] = "NFTGUARD {hook} {protocol}/{port}: "
+    rate: Annotated[Rate, PlainValidator(_rate)] = Rate(count=1, unit="minute")
+    group: Annotated[int, Field(ge=0, le=65535, strict=True)] = 25
+
+
+class Service(_Strict):
+    """`[service]`: how the daemon behaves."""
+
+    on_stop: Literal["remove", "keep"] = "remove"
+    resync: Annotated[int, PlainValidator(_resync)] = 300  # seconds
+
+
+class Config(_Strict):
+    """One whole configuration; that of a single file may still lack its blocks."""
+
+    block: tuple[Block, ...] = ()
+    log: Log = Log()
+    service: Service = Service()
+
+
+def files(path: Path) -> list[Path]:
+    """List the file and its drop-ins (`/etc/nftguard.toml`: `/etc/nftguard.d/*.toml`) in the order they are read.
+
+    Raises OSError when the folder of drop-ins cannot be listed.
+    """
+    folder = path.with_suffix(".d")
+    return [path, *(sorted(folder.glob("*.toml")) if folder.is_dir() else [])]
+
+
+def load(path: Path) -> Config:
+    """Read the file and its drop-ins.
+
+    Raises ConfigError with every problem of every file.
+    """
+    problems: list[Problem] = []
+    merged = Config()
+    owner: dict[str, str] = {}
+    try:
+        paths = files(path)
+    except OSError as error:
+        raise ConfigError((Problem(str(path.with_suffix(".d")), "", _os_error(error)),)) from None
+    for file in paths:
+        try:
+            part = Config.model_validate(_read(file))
+        except ValidationError as error:
+            problems += [_problem(str(file), detail) for detail in error.errors()]
+            continue
+        except (OSError, ValueError) as error:
+            text = _os_error(error) if isinstance(error, OSError) else str(error)
+            problems.append(Problem(str(file), "", text))
+            continue
+        problems += _check(str(file), part, owner)
+        merged = _merge(merged, part)
+    if not merged.block and not problems:
+        problems.append(Problem(str(path), "block", "nothing is blocked; write at least one [[block]] with its ports"))
+    problems += [] if problems else _check_prefixes(str(path), merged)
+    if problems:
+        raise ConfigError(tuple(problems))
+    return merged
+
+
+def _read(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        data = stream.read(MAX_FILE + 1)
+    if len(data) > MAX_FILE:
+        raise ValueError("is larger than 1 MiB; that is no configuration of nftguard")
+    try:
+        return tomllib.loads(data.decode())
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8 text") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"is not valid TOML: {error}") from None
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+
+
+def _os_error(error: OSError) -> str:
+    return f"cannot be read: {error.strerror}; see `ls -l`, or name another file with --config"
+
+
+def _merge(base: Config, part: Config) -> Config:
+    log, service = part.log, part.service
+    return Config(
+        block=base.block + part.block,
+        log=base.log.model_copy(update={key: getattr(log, key) for key in log.model_fields_set}),
+        service=base.service.model_copy(update={key: getattr(service, key) for key in service.model_fields_set}),
+    )
+
+
+def _check(file: str, part: Config, owner: dict[str, str]) -> Iterator[Problem]:
+    """Check what one key alone does not show."""
+    for index, block in enumerate(part.block):
+        key = f"block[{index}]"
+        if block.name in owner:
+            yield Problem(file, f"{key}.name", f"{block.name!r} is already a block of {owner[block.name]}; rename one")
+        owner[block.name] = file
+        if not block.resolved():
+            yield Problem(file, f"{key}.except_ports", "takes out every port of the block; leave some or drop it")
+        if block.connections == "new" and Protocol.UDP in block.protocols:
+            yield Problem(
+                file, f"{key}.connections", "'new' needs a protocol with connections; give udp a block with 'all'"
+            )
+
+
+def _check_prefixes(file: str, config: Config) -> Iterator[Problem]:
+    if config.log.target != "kernel":
+        return
+    for block in config.block:
+        longest = max(
+            (
+                config.log.prefix.format(block=block.name, hook=hook, protocol=protocol, port=ports)
+                for hook in block.hooks
+                for protocol in block.protocols
+                for ports in block.resolved()
+            ),
+            key=len,
+        )
+        if len(longest) > MAX_PREFIX:
+            yield Problem(
+                file, "log.prefix", f"gives {len(longest)} characters for {longest!r}; the kernel takes {MAX_PREFIX}"
+            )
+
+
+def _problem(file: str, detail: ErrorDetails) -> Problem:
+    """Put pydantic's finding into words for somebody who has never heard of pydantic."""
+    loc, kind, value, context = detail["loc"], detail["type"], detail["input"], detail.get("ctx", {})
+    key = ""
+    for part in loc:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
+    if kind == "extra_forbidden":
+        known = _keys(loc[:-1])
+        near = get_close_matches(str(loc[-1]), known, n=1)
+        message = f"unknown key; did you mean {near[0]!r}?" if near else f"unknown key; there are {', '.join(known)}"
+    elif kind == "missing":
+        message = "is missing; every block needs it"
+    elif kind == "value_error":
+        message = str(context["error"])
+    elif kind in {"enum", "literal_error"}:
+        choices = re.findall(r"'([^']*)'", str(context["expected"]))
+        near = get_close_matches(value, choices, n=1) if isinstance(value, str) else []
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        message = f"{_toml(value)} is not one of {', '.join(map(repr, choices))}{hint}"
+    elif kind == "too_short":
+        message = "is empty; list at least one"
+    elif kind in {"model_type", "model_attributes_type", "tuple_type"}:
+        message = f"is {_toml(value)}; write it as {_shape(key)}"
+    else:
+        message = f"{_toml(value)}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+    return Problem(file, key, message)
+
+
+def _keys(loc: tuple[int | str, ...]) -> list[str]:
+    models: dict[str, type[BaseModel]] = {"block": Block, "log": Log, "service": Service}
+    return list((models[str(loc[0])] if loc else Config).model_fields)
+
+
+def _shape(key: str) -> str:
+    return "[[block]]" if key.startswith("block") else f"a table: [{key}]"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,105 @@
+"""The daemon's root-only socket. While a daemon runs it is the only writer, and the verbs that change state ask it.
+
+One request, one answer, each a JSON object in one message: `{"verb": "apply"}` to `{"exit": 0, "text": "…"}`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nftguard.errors import NotPermittedError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_MOST = 65536  # bytes of a message; the errors of a large configuration are cut there
+_CLIENTS = 16
+_TIMEOUT = 60.0  # seconds; longer than a reconcile of 65,535 ports takes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the daemon did: the exit code for the verb, and the text to print."""
+
+    exit: int
+    text: str
+
+
+class Server:
+    """The daemon's end. Raises OSError when the socket cannot be made."""
+
+    def __init__(self, path: Path, handle: Callable[[str], Answer]) -> None:
+        self._handle = handle
+        self._path = path
+        self.clients: list[socket.socket] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # the lock says that whoever left it is gone
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        mask = os.umask(0o177)
+        try:
+            self.socket.bind(str(path))
+        finally:
+            os.umask(mask)
+        self.socket.listen(_CLIENTS)
+
+    def accept(self) -> socket.socket | None:
+        """Take a client in; None when it is gone already, not root, or one too many."""
+        try:
+            client, _ = self.socket.accept()
+        except OSError:
+            return None
+        client.setblocking(False)
+        _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid not in {0, os.geteuid()} or len(self.clients) >= _CLIENTS:
+            client.close()
+            return None
+        self.clients.append(client)
+        return client
+
+    def answer(self, client: socket.socket) -> None:
+        """Read the client's request, carry it out, answer, and let the client go."""
+        try:
+            request = json.loads(client.recv(_MOST))
+            answer = self._handle(request["verb"])
+            text = json.dumps({"exit": answer.exit, "text": answer.text[: _MOST // 8]})
+            client.send(text.encode())
+        except (OSError, KeyError, TypeError, ValueError):
+            pass  # gone, or not one of ours
+        finally:
+            self.clients.remove(client)
+            client.close()
+
+    def close(self) -> None:
+        """Close the socket and every client."""
+        self._path.unlink(missing_ok=True)
+        for sock in (self.socket, *self.clients):
+            sock.close()
+
+
+def ask(path: Path, verb: str) -> Answer | None:
+    """Ask the daemon; None where none listens.
+
+    Raises NotPermittedError, and UnavailableError when it does not answer.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as sock:
+        sock.settimeout(_TIMEOUT)
+        try:
+            sock.connect(str(path))
+        except PermissionError:
+            raise NotPermittedError(f"ask the daemon at {path}") from None
+        except OSError:
+            return None
+        try:
+            sock.send(json.dumps({"verb": verb}).encode())
+            answer = json.loads(sock.recv(_MOST))
+            return Answer(int(answer["exit"]), str(answer["text"]))
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise UnavailableError(
+                f"the daemon at {path} did not answer ({error}); see `journalctl -u nftguard`"
+            ) from None

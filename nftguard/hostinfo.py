@@ -1,0 +1,55 @@
+"""What nftguard wants to know of the host: which unit a process belongs to, and whether the host forwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PROC = Path("/proc")
+NET = Path("/sys/class/net")
+
+
+def unit_of(pid: int, command: str, proc: Path = PROC) -> str:
+    """Name the systemd unit of a process that ran as `command` a moment ago; empty where that cannot be told.
+
+    The process may be gone and its id taken by another, so the command name must still fit.
+    """
+    try:
+        if (proc / f"{pid}/comm").read_text(encoding="utf-8", errors="replace").rstrip("\n") != command:
+            return ""
+        lines = (proc / f"{pid}/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    # "0::/system.slice/ssh.service" (cgroup v2), "1:name=systemd:/…" (v1, and systemd's tree on hybrid hosts)
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers in {"", "name=systemd"}:
+            units = [part for part in path.split("/") if part.endswith((".service", ".scope"))]
+            if units:
+                return units[-1]
+    return ""
+
+
+def forwarding(proc: Path = PROC, net: Path = NET) -> list[str]:
+    """List the ways in which traffic of others goes through this host, each in a few words."""
+    found = []
+    switches = {"IPv4": "net/ipv4/ip_forward", "IPv6": "net/ipv6/conf/all/forwarding"}
+    on = [name for name, path in switches.items() if _read(proc / "sys" / path) not in {"", "0"}]
+    if on:
+        found.append(f"it routes {' and '.join(on)}")
+    try:
+        links = sorted(net.iterdir())
+    except OSError:
+        links = []
+    if bridges := [link.name for link in links if (link / "bridge").is_dir()]:
+        found.append(f"it has bridges ({', '.join(bridges)})")
+    if guests := [link.name for link in links if "DEVTYPE=macvlan" in _read(link / "uevent").split("\n")]:
+        found.append(f"it has macvlan interfaces ({', '.join(guests)})")
+    return found
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,106 @@
+"""The netlink codec: messages and attributes, for the few families that nftguard speaks.
+
+Formats: linux/include/uapi/linux/netlink.h and nfnetlink.h. Lengths come from outside and are checked: what does not
+add up ends the walk.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NLM_F_REQUEST, NLM_F_ACK = 1, 4
+NLMSG_ERROR = 2
+NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
+_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
+_SO_RCVBUFFORCE = 33  # beyond net.core.rmem_max, with CAP_NET_ADMIN
+
+_HEADER = struct.Struct("=IHHII")
+_ATTRIBUTE = struct.Struct("=HH")
+_TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+
+
+class Message(NamedTuple):
+    """One message: its type, and what follows its header."""
+
+    kind: int
+    body: bytes
+
+
+def listen(family: int, groups: tuple[int, ...], receive_buffer: int) -> socket.socket:
+    """Open a non-blocking socket that hears the multicast groups. Raises OSError."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, family)
+    try:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, receive_buffer)
+        except PermissionError:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.bind((0, 0))
+        for group in groups:
+            sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def messages(data: bytes) -> Iterator[Message]:
+    """Walk over the messages of one datagram."""
+    at = 0
+    while at + _HEADER.size <= len(data):
+        length, kind, _, _, _ = _HEADER.unpack_from(data, at)
+        if length < _HEADER.size or at + length > len(data):
+            return
+        yield Message(kind, data[at + _HEADER.size : at + length])
+        at += length + 3 & ~3
+
+
+def attributes(data: bytes, at: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Walk over type and value of the attributes from the offset `at` on."""
+    while at + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        if length < _ATTRIBUTE.size or at + length > len(data):
+            return
+        yield kind & _TYPE_MASK, data[at + _ATTRIBUTE.size : at + length]
+        at += length + 3 & ~3
+
+
+def message(kind: int, body: bytes, flags: int = NLM_F_REQUEST | NLM_F_ACK, sequence: int = 0) -> bytes:
+    """Build a message."""
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + body
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """Build an attribute, padded."""
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + b"\0" * (-len(value) % 4)
+
+
+def raise_for_error(found: Message) -> bool:
+    """Tell whether the message is an acknowledgement. Raises OSError with the kernel's code when it is a refusal."""
+    if found.kind != NLMSG_ERROR or len(found.body) < 4:
+        return False
+    (code,) = struct.unpack_from("=i", found.body)
+    if code:
+        raise OSError(-code, os.strerror(-code))
+    return True
+
+
+def receive(sock: socket.socket, most: int) -> tuple[list[bytes], bool]:
+    """Read up to `most` datagrams that wait; the second value is True when the kernel says that some were lost."""
+    found: list[bytes] = []
+    for _ in range(most):
+        try:
+            found.append(sock.recv(1 << 16))
+        except BlockingIOError:
+            break
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                return found, True
+            raise
+    return found, False

@@ -1,0 +1,131 @@
+"""A Plan as an nft script: the one text that `plan` shows, libnftables is given and the boot script holds. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nftguard.model import (
+    FAMILY,
+    TABLE,
+    Base,
+    Chain,
+    Count,
+    Counter,
+    FlowLimit,
+    FlowSet,
+    Foreign,
+    Initial,
+    IpFamily,
+    Log,
+    Map,
+    Protocol,
+    Reject,
+    Statement,
+    Verdict,
+    Vmap,
+)
+from nftguard.plan import (
+    Add,
+    AddElements,
+    AddRule,
+    AddTable,
+    Delete,
+    DeleteElements,
+    DeleteTable,
+    Flush,
+    Plan,
+    Step,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from nftguard.ports import Ports
+
+_ADDRESS = {IpFamily.IPV4: "ipv4_addr", IpFamily.IPV6: "ipv6_addr"}
+_INITIAL = {
+    # tcp(7): SYN without ACK; FIN and RST would make it none (RFC 9293, 3.5)
+    Protocol.TCP: ("tcp flags & (fin | syn | rst | ack) == syn", "tcp flags & (fin | syn | rst | ack) != syn"),
+    Protocol.SCTP: ("sctp chunk init exists", "sctp chunk init missing"),
+    Protocol.DCCP: ("dccp type request", "dccp type != request"),
+}
+
+
+def script(plan: Plan) -> str:
+    """Render the whole plan, one command a line; libnftables makes one transaction of it."""
+    return "".join(f"{_step(step)}\n" for step in plan.steps)
+
+
+def _step(step: Step) -> str:
+    table = f"{FAMILY} {TABLE}"
+    match step:
+        case AddTable():
+            # create, not add: a table that another writer made in the meantime must not be mixed with ours.
+            return f"create table {table}"
+        case DeleteTable():
+            return f"delete table {table}"
+        case Add(thing):
+            return f"add {_declaration(thing)}"
+        case Delete(kind, name):
+            return f"delete {kind} {table} {name}"
+        case Flush(kind, name):
+            return f"flush {kind} {table} {name}"
+        case AddRule(chain, rule):
+            return f"add rule {table} {chain} {' '.join(map(_statement, rule))}"
+        case AddElements(name, elements):
+            return f"add element {table} {name} {{ {_elements(elements)} }}"
+        case DeleteElements(name, keys):
+            return f"delete element {table} {name} {{ {', '.join(map(str, keys))} }}"
+
+
+def _declaration(thing: Chain | Map | FlowSet | Counter) -> str:
+    table = f"{FAMILY} {TABLE}"
+    match thing:
+        case Chain(name=name, base=None):
+            return f"chain {table} {name}"
+        case Chain(name=name, base=Base() as base):
+            return (
+                f"chain {table} {name} "
+                f"{{ type {base.type} hook {base.hook} priority {base.priority}; policy {base.policy}; }}"
+            )
+        case Map(name=name, value=value, interval=interval):
+            return f"map {table} {name} {{ type inet_service : {value};{' flags interval;' if interval else ''} }}"
+        case FlowSet(name, family, size, timeout):
+            address = _ADDRESS[family]
+            return (
+                f"set {table} {name} {{ type {address} . inet_service . {address} . inet_service; "
+                f"size {size}; flags dynamic, timeout; timeout {timeout}s; }}"
+            )
+        case Counter(name, packets, count):
+            return f"counter {table} {name}" + (f" {{ packets {packets} bytes {count} }}" if packets else "")
+    raise AssertionError(thing)
+
+
+def _statement(statement: Statement) -> str:
+    match statement:
+        case Verdict(kind, target):
+            return f"{kind} {target}" if target else kind
+        case Vmap(protocol, name):
+            return f"{protocol} dport vmap @{name}"
+        case Count(protocol, name):
+            return f"counter name {protocol} dport map @{name}"
+        case Initial(protocol, is_not):
+            return _INITIAL[protocol][is_not]
+        case FlowLimit(family, name, rate, unit):
+            key = f"{family} saddr . th sport . {family} daddr . th dport"
+            return f"update @{name} {{ {key} limit rate {rate}/{unit} burst 1 packets }}"
+        case Log(prefix, None):
+            return f'log prefix "{prefix}" level info flags skuid'
+        case Log(prefix, group):
+            return f'log prefix "{prefix}" group {group}'
+        case Reject(kind):
+            return f"reject with {kind}"
+        case Foreign(text):
+            raise AssertionError(f"nftguard never writes what it does not know: {text}")
+
+
+def _elements(elements: Mapping[Ports, Verdict | str]) -> str:
+    return ", ".join(
+        f"{ports} : {_statement(goal) if isinstance(goal, Verdict) else f'{chr(34)}{goal}{chr(34)}'}"
+        for ports, goal in elements.items()
+    )

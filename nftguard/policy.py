@@ -1,0 +1,219 @@
+"""What the table should be: a Config to the desired Table, and the name of every object in it. Pure.
+
+For a block `mail` on output with tcp, and a block `more` that names port 25 too:
+
+    chain output                    the hook: one look-up in map output.tcp, whatever the number of ports and blocks
+    map output.tcp                  port 110 -> goto mail.output.tcp; port 25 -> goto output.tcp.<the two blocks>
+    chain mail.output.tcp           the block: attempts go to the log, the port's counter counts, then drop
+    map mail.output.tcp             port 25 -> counter mail.output.tcp.25
+    chain mail.output.tcp.attempt   the log, limited per flow by the sets flows4 and flows6
+    chain output.tcp.<hash>         both blocks in turn: a packet passes only if every block lets it
+
+Wide ranges have maps of their own, `*.ranges`, asked only after the plain ones.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2s
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
+
+from nftguard.model import (
+    Action,
+    Base,
+    Chain,
+    Count,
+    Counter,
+    FlowLimit,
+    FlowSet,
+    Hook,
+    Initial,
+    IpFamily,
+    Log,
+    Map,
+    Protocol,
+    Reject,
+    Rule,
+    Table,
+    Verdict,
+    Vmap,
+)
+from nftguard.ports import Ports
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from nftguard.config import Block, Config
+
+SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+
+FLOWS = {IpFamily.IPV4: "flows4", IpFamily.IPV6: "flows6"}
+FLOWS_SIZE = 4096
+"""Flows of each family whose log is limited at one time; when they are full, new ones are dropped without a log.
+
+It also bounds what a flood can cost us: libnftables reads a table with every element of its sets, 12 µs each
+(nft 1.0.6; its terse mode does not help for one table)."""
+
+RANGES = ".ranges"
+
+
+def build(config: Config) -> Table:
+    """Build the table that the configuration asks for."""
+    table = _Builder(config)
+    for hook in Hook:
+        table.hook(hook)
+    return Table(chains=table.chains, maps=table.maps, sets=table.sets, counters=table.counters)
+
+
+def counter_name(block: str, hook: str, protocol: str, ports: Ports) -> str:
+    """Name a counter. Names of blocks hold no dot, so that `counter_key` can take it apart again."""
+    return f"{block}.{hook}.{protocol}.{ports}"
+
+
+def counter_key(name: str) -> tuple[str, Hook, Protocol, Ports] | None:
+    """Take a counter's name apart into block, hook, protocol and ports; None if it is not one of ours."""
+    try:
+        block, hook, protocol, ports = name.split(".")
+        first, _, last = ports.partition("-")
+        return block, Hook(hook), Protocol(protocol), Ports(int(first), int(last or first))
+    except ValueError:
+        return None
+
+
+class _Builder:
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.chains: dict[str, Chain] = {}
+        self.maps: dict[str, Map] = {}
+        self.sets: dict[str, FlowSet] = {}
+        self.counters: dict[str, Counter] = {}
+
+    def hook(self, hook: Hook) -> None:
+        lookups: list[Rule] = []
+        for protocol in Protocol:
+            blocks = [block for block in self.config.block if hook in block.hooks and protocol in block.protocols]
+            if not blocks:
+                continue
+            name = f"{hook}.{protocol}"
+            listed = {block.name: block.resolved() for block in blocks}
+            for block in blocks:
+                self._block(block, hook, protocol, listed[block.name])
+            verdicts = {ports: self._route(name, owners) for ports, owners in _owners(listed).items()}
+            lookups += [(Vmap(protocol, found),) for found in self._map(name, "verdict", verdicts)]
+        if lookups:
+            self._chain(Chain(hook, tuple(lookups), Base(hook)))
+
+    def _block(self, block: Block, hook: Hook, protocol: Protocol, listed: tuple[Ports, ...]) -> None:
+        name = f"{block.name}.{hook}.{protocol}"
+        counters = {ports: counter_name(block.name, hook, protocol, ports) for ports in listed}
+        self.counters |= {counter: Counter(counter) for counter in counters.values()}
+        rules: list[Rule] = []
+        if block.connections == "new":
+            rules.append((Initial(protocol, is_not=True), Verdict("return")))
+        if self.config.log.target != "none":
+            # A udp datagram opens nothing: each is an attempt, and the limit per flow folds them.
+            initial = () if protocol is Protocol.UDP else (Initial(protocol),)
+            rules.append((*initial, Verdict("jump", self._attempt(block, hook, protocol, listed))))
+        # A packet whose port is not in the counter map leaves that rule, not the chain: the count is apart from the
+        # verdict so that a counter gone missing never opens the port.
+        rules += [(Count(protocol, found),) for found in self._map(name, "counter", counters)]
+        if block.action is Action.REJECT:
+            rules.append((Reject("tcp reset" if protocol is Protocol.TCP else "icmpx admin-prohibited"),))
+        rules.append((Verdict("drop"),))
+        self._chain(Chain(name, tuple(rules)))
+
+    def _attempt(self, block: Block, hook: Hook, protocol: Protocol, listed: tuple[Ports, ...]) -> str:
+        """Build the chain that logs. The limit is in rules of their own: it must never limit the drop."""
+        log, name = self.config.log, f"{block.name}.{hook}.{protocol}"
+        prefixes = {
+            ports: log.prefix.format(block=block.name, hook=hook, protocol=protocol, port=ports) for ports in listed
+        }
+        then: Rule
+        if log.target == "journal":
+            then = (Log(block.name, log.group),)  # the rest is in the packet and its NFLOG header
+        elif len(set(prefixes.values())) == 1:
+            then = (Log(prefixes[listed[0]], None),)
+        else:
+            then = (Verdict("goto", self._prefixes(name, protocol, prefixes)),)
+        limits: list[Rule] = []
+        for family, flows in FLOWS.items():
+            self.sets[flows] = FlowSet(flows, family, FLOWS_SIZE, SECONDS[log.rate.unit])
+            limits.append((FlowLimit(family, flows, log.rate.count, log.rate.unit), *then))
+        return self._chain(Chain(f"{name}.attempt", tuple(limits)))
+
+    def _prefixes(self, name: str, protocol: Protocol, prefixes: Mapping[Ports, str]) -> str:
+        """Build a chain a port for a kernel log prefix that names the port."""
+        goto = {
+            ports: Verdict("goto", self._chain(Chain(f"{name}.log.{ports}", ((Log(prefix, None),),))))
+            for ports, prefix in prefixes.items()
+        }
+        rules: list[Rule] = [(Vmap(protocol, found),) for found in self._map(f"{name}.log", "verdict", goto)]
+        return self._chain(Chain(f"{name}.log", tuple(rules)))
+
+    def _route(self, name: str, owners: tuple[str, ...]) -> Verdict:
+        """Lead to the one block, or to a chain that asks several in turn.
+
+        In turn with `jump`, so that what one block lets through is still judged by the next.
+        """
+        if len(owners) == 1:
+            return Verdict("goto", f"{owners[0]}.{name}")
+        chain = f"{name}.{blake2s(' '.join(owners).encode(), digest_size=6).hexdigest()}"
+        jumps: list[Rule] = [(Verdict("jump", f"{owner}.{name}"),) for owner in owners]
+        return Verdict("goto", self._chain(Chain(chain, tuple(jumps))))
+
+    def _map(
+        self, name: str, value: Literal["verdict", "counter"], elements: Mapping[Ports, Verdict] | Mapping[Ports, str]
+    ) -> list[str]:
+        """Split into a plain and an interval map, as far as each is needed; return their names in that order."""
+        plain = {ports: goal for ports, goal in elements.items() if len(ports) == 1}
+        ranges = {ports: goal for ports, goal in elements.items() if len(ports) > 1}
+        if plain:
+            self.maps[name] = Map(name, value, plain)
+        if ranges:
+            self.maps[name + RANGES] = Map(name + RANGES, value, ranges, interval=True)
+        return [found for found, part in ((name, plain), (name + RANGES, ranges)) if part]
+
+    def _chain(self, chain: Chain) -> str:
+        self.chains[chain.name] = chain
+        return chain.name
+
+
+def _owners(listed: Mapping[str, tuple[Ports, ...]]) -> dict[Ports, tuple[str, ...]]:
+    """Find every block that names a port: for each single port, and for each stretch of the wide ranges.
+
+    Single ports are looked up first, so each also names the blocks whose wide range holds it, and the stretches are
+    cut only where a wide range begins or ends.
+    """
+    wide = [(ports, name) for name, atoms in listed.items() for ports in atoms if len(ports) > 1]
+    single: dict[Ports, set[str]] = {}
+    for name, atoms in listed.items():
+        for ports in atoms:
+            if len(ports) == 1:
+                single.setdefault(ports, set()).add(name)
+
+    def owners(port: int, names: Iterable[str] = ()) -> tuple[str, ...]:
+        found = {*names, *(name for span, name in wide if span.first <= port <= span.last)}
+        return tuple(name for name in listed if name in found) if len(found) > 1 else tuple(found)
+
+    cuts = sorted({cut for ports, _ in wide for cut in (ports.first, ports.last + 1)})
+    stretches = {Ports(first, after - 1): owners(first) for first, after in pairwise(cuts)}
+    # A stretch may be a single port, and that port listed too: then the listing knows all of its blocks.
+    return {ports: names for ports, names in stretches.items() if names} | {
+        ports: owners(ports.first, names) for ports, names in single.items()
+    }
+
+
+def counter_of(table: Table, block: str, hook: Hook, protocol: Protocol, port: int) -> str:
+    """Name the counter that counts the port for the block; empty where none does."""
+    name = f"{block}.{hook}.{protocol}"
+    plain, ranges = table.maps.get(name), table.maps.get(name + RANGES)
+    found = plain.elements.get(Ports(port, port)) if plain else None
+    if found is None and ranges:
+        found = next((goal for span, goal in ranges.elements.items() if span.first <= port <= span.last), None)
+    return found if isinstance(found, str) else ""
+
+
+def blocked(table: Table) -> Iterable[tuple[str, Hook, Protocol, Ports, Counter]]:
+    """List what a table counts, in the order in which people read it: by block, hook, protocol and port."""
+    found = [(*key, counter) for name, counter in table.counters.items() if (key := counter_key(name))]
+    return sorted(found, key=lambda row: (row[0], list(Hook).index(row[1]), list(Protocol).index(row[2]), row[3]))

@@ -1,0 +1,77 @@
+"""Port numbers as stretches: single ones and ranges, joined, cut and split. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+WIDE = 64
+"""From this many ports on, a range stays one element of an interval map, with one counter.
+
+Interval look-ups cost more than plain ones and grow, so a narrower range is listed port by port."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Ports:
+    """The ports `first` to `last`, both included; a single one when they are equal."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        """Give the form that nft, the configuration and reports share: `25` or `6000-6063`."""
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+    def __len__(self) -> int:
+        """Count the ports."""
+        return self.last - self.first + 1
+
+    @property
+    def wide(self) -> bool:
+        """Whether it is kept in an interval map."""
+        return len(self) >= WIDE
+
+
+def resolve(wanted: Iterable[Ports], unwanted: Iterable[Ports]) -> tuple[Ports, ...]:
+    """Fold what is listed twice, take out what is excepted, and list narrow ranges port by port.
+
+    What remains is sorted and does not overlap. A port inside one of the block's own wide ranges belongs to it.
+    """
+    unwanted = list(unwanted)
+    wide = merge(ports for ports in wanted if ports.wide)
+    remaining = [rest for ports in wide for rest in _without(ports, unwanted)]
+    single = {
+        port
+        for ports in [*(ports for ports in wanted if not ports.wide), *(rest for rest in remaining if not rest.wide)]
+        for port in range(ports.first, ports.last + 1)
+        if not any(ports.first <= port <= ports.last for ports in unwanted)
+        and not any(rest.wide and rest.first <= port <= rest.last for rest in remaining)
+    }
+    return tuple(sorted([*(Ports(port, port) for port in single), *(rest for rest in remaining if rest.wide)]))
+
+
+def merge(ranges: Iterable[Ports]) -> list[Ports]:
+    """Join ranges that overlap."""
+    merged: list[Ports] = []
+    for ports in sorted(ranges):
+        if merged and ports.first <= merged[-1].last:
+            merged[-1] = Ports(merged[-1].first, max(merged[-1].last, ports.last))
+        else:
+            merged.append(ports)
+    return merged
+
+
+def _without(ports: Ports, unwanted: Iterable[Ports]) -> list[Ports]:
+    rest, first = [], ports.first
+    for hole in merge(unwanted):
+        if hole.last < first or hole.first > ports.last:
+            continue
+        if hole.first > first:
+            rest.append(Ports(first, hole.first - 1))
+        first = hole.last + 1
+    if first <= ports.last:
+        rest.append(Ports(first, ports.last))
+    return rest

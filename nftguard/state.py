@@ -1,0 +1,73 @@
+"""Files that outlive a process: the boot script, the daemon's last word, the single-instance lock."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import IO, Any
+
+from nftguard import bootscript
+from nftguard.errors import BusyError, NotPermittedError, UnavailableError
+
+
+def write(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write a file whole: a reader, or a power cut, meets either the old content or the new. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as stream:  # noqa: PTH123
+            os.fchmod(stream.fileno(), mode)  # whatever the umask
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.rename(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def save_boot_script(config: Path, script: str, mark: str) -> None:
+    """Keep the script for the next start, if the configuration is still the one that it was built from."""
+    if bootscript.fingerprint(str(config)) == mark:
+        write(Path(bootscript.state_dir()) / bootscript.NAME, bootscript.compose(mark, script), 0o600)
+
+
+def write_status(document: dict[str, Any]) -> None:
+    """Write the daemon's last word for those who may not ask the kernel. Raises OSError."""
+    write(Path(bootscript.run_dir()) / "status.json", json.dumps(document))
+
+
+def read_status() -> dict[str, Any] | None:
+    """Read the daemon's last word; None where there is none."""
+    try:
+        document = json.loads((Path(bootscript.run_dir()) / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def lock() -> IO[str]:
+    """Take the single-instance lock; it is held until the file is closed. Raises BusyError."""
+    path = Path(bootscript.run_dir()) / "lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a+", encoding="ascii")
+    except PermissionError:
+        raise NotPermittedError(f"take the lock {path}") from None
+    except OSError as error:
+        raise UnavailableError(f"the lock {path} cannot be opened: {error.strerror}") from None
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.seek(0)
+        who = stream.read(20).strip() or "unknown"
+        stream.close()
+        raise BusyError(
+            f"another nftguard is running (process {who}, lock {path}); `nftguard status` shows it"
+        ) from None
+    stream.truncate(0)
+    stream.write(f"{os.getpid()}\n")
+    stream.flush()
+    return stream

@@ -1,0 +1,137 @@
+"""How things stand, from the kernel's state: one document for people and for machines. Pure."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from nftguard import plan
+from nftguard.model import Hook
+from nftguard.policy import blocked
+from nftguard.ports import merge
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from nftguard.model import Protocol, Table
+    from nftguard.ports import Ports
+
+
+class State(StrEnum):
+    """How well the host is protected."""
+
+    PROTECTED = "protected"
+    DEGRADED = "degraded"
+    UNPROTECTED = "unprotected"
+
+    @property
+    def exit_code(self) -> int:
+        """Give the exit code of `nftguard status`."""
+        return list(State).index(self)
+
+
+STALE = 3
+"""The exit code of `nftguard status` when the daemon's last word is too old to count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The state, and what is wrong in so many words."""
+
+    state: State
+    reasons: tuple[str, ...] = ()
+
+
+def judge(live: Table | None, desired: Table | None, problems: tuple[str, ...] = ()) -> Standing:
+    """Judge the live table against the desired one; `desired` is None where the configuration is refused."""
+    if live is None:
+        return Standing(State.UNPROTECTED, (*problems, "the table is missing: nothing is blocked"))
+    differences = plan.diff(live, desired).found if desired else ()
+    hooks = [chain for chain in live.chains.values() if chain.base and chain.rules]
+    if live.flags or not hooks or not live.counters:
+        return Standing(State.UNPROTECTED, (*problems, *differences, "the table is there, but blocks nothing"))
+    if desired and any(live.chains.get(name) != chain for name, chain in desired.chains.items() if chain.base):
+        return Standing(State.UNPROTECTED, (*problems, *differences))
+    if problems or differences:
+        return Standing(State.DEGRADED, (*problems, *differences))
+    return Standing(State.PROTECTED)
+
+
+def summary(table: Table) -> str:
+    """Say what is blocked in one line: `11 tcp ports blocked on output`."""
+    listed: dict[tuple[Hook, Protocol], list[Ports]] = {}
+    for _, hook, protocol, ports, _ in blocked(table):
+        listed.setdefault((hook, protocol), []).append(ports)
+    counts = {place: sum(map(len, merge(stretches))) for place, stretches in listed.items()}
+    parts = []
+    for hook in Hook:
+        told = [f"{count:,} {protocol}" for (at, protocol), count in sorted(counts.items()) if at == hook]
+        if told:
+            one = len(told) == 1 and told[0].startswith("1 ")
+            parts.append(f"{' and '.join(told)} port{'' if one else 's'} blocked on {hook}")
+    return ", ".join(parts) or "nothing is blocked"
+
+
+def document(
+    standing: Standing,
+    live: Table | None,
+    *,
+    seen: Mapping[str, float],
+    warnings: tuple[str, ...] = (),
+    daemon: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Build the document of `status --json`; times are seconds since the epoch. `seen`: counter name to time."""
+    rows = [] if live is None else blocked(live)
+    return {
+        "state": standing.state.value,
+        "reasons": list(standing.reasons),
+        "warnings": list(warnings),
+        "summary": summary(live) if live else "nothing is blocked",
+        "ports": [
+            {
+                "block": block,
+                "hook": hook.value,
+                "protocol": protocol.value,
+                "port": ports.first if len(ports) == 1 else str(ports),
+                "packets": counter.packets,
+                "bytes": counter.bytes,
+                "last_seen": seen.get(counter.name),
+            }
+            for block, hook, protocol, ports, counter in rows
+        ],
+        "daemon": dict(daemon) if daemon else None,
+        "at": time.time(),
+    }
+
+
+def render(found: Mapping[str, Any]) -> str:
+    """Draw the document for people, at most 80 columns wide where names allow."""
+    lines = [f"{found['state']}: {found['summary']}"]
+    lines += [f"  - {reason}" for reason in found["reasons"]]
+    lines += [f"  warning: {warning}" for warning in found["warnings"]]
+    if daemon := found["daemon"]:
+        lines.append(
+            f"daemon: process {daemon['pid']}, {daemon['repairs']} repairs, {daemon['attempts']} attempts logged"
+        )
+    else:
+        lines.append("daemon: not running; nothing repairs the rules (systemctl start nftguard)")
+    if rows := found["ports"]:
+        lines += ["", f"{'BLOCK':<16} {'HOOK':<8} {'PROTO':<5} {'PORT':>11} {'PACKETS':>9} {'BYTES':>11}  LAST SEEN"]
+        for row in rows:
+            lines.append(
+                f"{row['block']:<16} {row['hook']:<8} {row['protocol']:<5} {row['port']:>11} {row['packets']:>9} "
+                f"{row['bytes']:>11}  {_ago(row['last_seen'], found['at'])}".rstrip()
+            )
+    return "\n".join(lines)
+
+
+def _ago(when: float | None, now: float) -> str:
+    if when is None:
+        return "-"
+    seconds = max(0, int(now - when))
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit} ago"
+    return f"{seconds} s ago"

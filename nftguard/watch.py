@@ -1,0 +1,99 @@
+"""What changed outside: events of the ruleset, links, addresses and default routes, as reasons to look.
+
+An event carries no state: it only wakes the reconcile, and tells who did it.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from dataclasses import dataclass
+
+from nftguard import netlink
+from nftguard.model import TABLE
+
+_BATCH = 512  # datagrams read at a time, so that a storm of events never keeps the loop from its watchdog
+
+# linux/include/uapi/linux/netfilter/nfnetlink.h, nf_tables.h
+_NFNLGRP_NFTABLES = 7
+_NFNL_SUBSYS_NFTABLES = 10
+_NFT_MSG_NEWGEN = 15
+_NFPROTO_INET = 1
+_NFGENMSG = 4  # bytes: family, version, resource id
+_NFTA_TABLE = 1  # the table's name is attribute 1 of every message about a table, chain, rule, set, element or object
+_NFTA_GEN_PROC_PID, _NFTA_GEN_PROC_NAME = 2, 3
+
+# linux/include/uapi/linux/rtnetlink.h: RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE
+_RTNL_GROUPS = (1, 5, 7, 9, 11)
+_RTM_ROUTE = (24, 25)  # RTM_NEWROUTE, RTM_DELROUTE
+
+_RULESET_BUFFER = 8 << 20  # replacing one table of 1,000 rules overflows the default of 208 KiB
+_NETWORK_BUFFER = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A transaction that named our table. `pid` is the kernel's id of the thread that made it; 0: not known."""
+
+    at: float  # seconds on the monotonic clock, when it was seen
+    pid: int = 0
+    command: str = ""
+
+
+class RulesetWatch:
+    """Transactions of any program that touch our table. Raises OSError where the kernel has no nf_tables."""
+
+    def __init__(self) -> None:
+        self.socket = netlink.listen(netlink.NETLINK_NETFILTER, (_NFNLGRP_NFTABLES,), _RULESET_BUFFER)
+        self._touched = False
+
+    def read(self) -> list[Change]:
+        """Read what waits: a Change for each transaction, and one by nobody known when events were lost."""
+        found, lost = netlink.receive(self.socket, _BATCH)
+        changes = [change for data in found for change in self._changes(data)]
+        return [*changes, Change(time.monotonic())] if lost else changes
+
+    def _changes(self, data: bytes) -> list[Change]:
+        changes: list[Change] = []
+        for kind, body in netlink.messages(data):
+            if kind >> 8 != _NFNL_SUBSYS_NFTABLES:
+                continue
+            if kind & 0xFF != _NFT_MSG_NEWGEN:
+                self._touched = self._touched or _names_ours(body)
+            elif self._touched:  # NEWGEN ends a transaction
+                self._touched = False
+                changes.append(_change(body))
+        return changes
+
+
+def _names_ours(body: bytes) -> bool:
+    if body[:1] != bytes([_NFPROTO_INET]):
+        return False
+    name = next((value for kind, value in netlink.attributes(body, _NFGENMSG) if kind == _NFTA_TABLE), b"")
+    return name.rstrip(b"\0") == TABLE.encode()
+
+
+def _change(body: bytes) -> Change:
+    found = dict(netlink.attributes(body, _NFGENMSG))
+    pid = found.get(_NFTA_GEN_PROC_PID, b"")
+    command = found.get(_NFTA_GEN_PROC_NAME, b"").rstrip(b"\0").decode(errors="replace")
+    return Change(time.monotonic(), struct.unpack("!I", pid)[0] if len(pid) == 4 else 0, command)
+
+
+class NetworkWatch:
+    """Links, addresses and default routes."""
+
+    def __init__(self) -> None:
+        self.socket = netlink.listen(netlink.NETLINK_ROUTE, _RTNL_GROUPS, _NETWORK_BUFFER)
+
+    def read(self) -> bool:
+        """Read what waits, and tell whether something happened that may matter."""
+        found, lost = netlink.receive(self.socket, _BATCH)
+        return lost or any(_matters(kind, body) for data in found for kind, body in netlink.messages(data))
+
+
+def _matters(kind: int, body: bytes) -> bool:
+    """Routes matter when they are default ones, also as a pair of halves (0/1 and 128/1, as VPN clients set them)."""
+    # struct rtmsg: family, destination length in bits, …
+    return kind not in _RTM_ROUTE or (len(body) > 1 and body[0] in {socket.AF_INET, socket.AF_INET6} and body[1] <= 1)
