@@ -126,6 +126,7 @@ def create(desired: Table) -> Iterator[Step]:
 def _differences(live: Table, desired: Table) -> Iterator[str]:
     if live.flags != desired.flags:
         yield f"the table has the flags {', '.join(sorted(live.flags)) or 'none'}"
+        return  # what a table with other flags holds was not read
     yield from (f"{name} does not belong here" for name in sorted(live.foreign))
     kinds = (("chain", live.chains, desired.chains), ("map", live.maps, desired.maps), ("set", live.sets, desired.sets))
     for kind, have, want in kinds:
