@@ -25,27 +25,14 @@ _MARK = "# nftguard "
 _MAX = 1 << 20  # bytes of one file that count; a longer one is refused as a configuration
 
 
-def folder(variable: str, default: str) -> str:
-    """Give the folder that systemd names in the environment, or the default.
-
-    In another network namespace than the machine's own it is one of its own: a guard tried out under `unshare -n` must
-    neither find the machine's daemon, nor leave its rules for the machine's next boot.
-    """
-    try:
-        ours, machine = os.stat("/proc/self/ns/net").st_ino, os.stat("/proc/1/ns/net").st_ino  # noqa: PTH116
-    except OSError:  # not root, so that this is a question about the machine's own guard
-        ours = machine = 0
-    return os.environ.get(variable) or (default if ours == machine else f"{default}/netns-{ours}")
-
-
 def run_dir() -> str:
     """Name the folder for what ends with the boot: the lock, the control socket and status.json."""
-    return folder("RUNTIME_DIRECTORY", "/run/nftguard")
+    return os.environ.get("RUNTIME_DIRECTORY") or "/run/nftguard"
 
 
 def state_dir() -> str:
     """Name the folder for what outlives a boot: this script."""
-    return folder("STATE_DIRECTORY", "/var/lib/nftguard")
+    return os.environ.get("STATE_DIRECTORY") or "/var/lib/nftguard"
 
 
 def fingerprint(config: str) -> str:

@@ -12,6 +12,7 @@ from nftguard import bootscript, hostinfo, notify, policy, state, status
 from nftguard.errors import ConfigError, NftguardError
 from nftguard.journal import log, log_problems
 from nftguard.model import Counter, Table
+from nftguard.pace import FIGHT_AFTER, FIGHT_MOST
 from nftguard.status import Standing, State
 
 if TYPE_CHECKING:
@@ -88,11 +89,11 @@ class Bulletin:
             gap_usec=round(gap * 1e6) if gap is not None else None,
         )
 
-    def fought(self, repairs: int, change: Change | None, interval: float) -> None:
-        """Record that a program keeps changing the table; in place of a record for each repair."""
+    def fought(self, repairs: int, change: Change | None) -> None:
+        """Record that a program keeps changing the table: at first, and again after 10, 100, 1,000 more repairs."""
         self._repairs += 1
-        if repairs.bit_count() == 1 or repairs % 1000 == 0:
-            log().error("fought", who=blame(change), repairs=repairs, interval=interval)
+        if str(repairs - FIGHT_AFTER).rstrip("0") == "1":
+            log().error("fought", who=blame(change), repairs=repairs, interval=FIGHT_MOST)
 
     def attempt(self, attempt: Attempt) -> None:
         """Record a blocked attempt."""
@@ -148,6 +149,7 @@ class Bulletin:
             seen=self._seen,
             daemon={
                 "pid": os.getpid(),
+                "namespace": state.namespace(),
                 "since": self._started,
                 "repairs": self._repairs,
                 "attempts": self._attempts,

@@ -64,7 +64,7 @@ def cli(ctx: click.Context, config: str) -> None:
     ctx.meta["context"] = ctx.obj
 
 
-@cli.command()
+@cli.command(short_help="Is the configuration valid?")
 @click.pass_context
 def check(ctx: click.Context) -> None:
     """Is the configuration valid, and would the kernel take it?
@@ -86,7 +86,7 @@ def check(ctx: click.Context) -> None:
     click.echo(f"valid, and the kernel would take it: {summary(desired)}")
 
 
-@cli.command()
+@cli.command(short_help="What would apply change?")
 @click.option("--exit-code", is_flag=True, help="Exit with 1 when something would change, like git diff.")
 @click.pass_context
 def plan(ctx: click.Context, exit_code: bool) -> None:
@@ -105,7 +105,7 @@ def plan(ctx: click.Context, exit_code: bool) -> None:
         sys.exit(1)
 
 
-@cli.command()
+@cli.command(short_help="Make the rules what the configuration says.")
 @click.pass_context
 def apply(ctx: click.Context) -> None:
     """Make the kernel's rules what the configuration says, once.
@@ -113,7 +113,7 @@ def apply(ctx: click.Context) -> None:
     Asks the daemon where one runs, so that this is also a reload that waits for its outcome. What fits already is not
     touched, and keeps its counters.
     """
-    if answer := _ask("apply"):
+    if answer := _ask(ctx, "apply"):
         _print(answer)
     from nftguard import nftscript, state, status
     from nftguard.plan import Plan, create
@@ -130,14 +130,15 @@ def apply(ctx: click.Context) -> None:
     click.echo(f"{status.summary(desired)} ({len(outcome.plan.steps)} changes)")
 
 
-@cli.command()
-def remove() -> None:
+@cli.command(short_help="Lift the block.")
+@click.pass_context
+def remove(ctx: click.Context) -> None:
     """Lift the block: delete nftguard's table, and nothing else.
 
     No error if there is none. A running daemon is told, and waits for `nftguard apply` or a restart before it blocks
     anything again.
     """
-    if answer := _ask("remove"):
+    if answer := _ask(ctx, "remove"):
         _print(answer)
     from nftguard import plan, state
 
@@ -150,7 +151,7 @@ def remove() -> None:
     click.echo("rules lifted: nothing is blocked")
 
 
-@cli.command()
+@cli.command(short_help="What is blocked, and is it in force?")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document, for machines.")
 @click.pass_context
 def status(ctx: click.Context, as_json: bool) -> None:
@@ -174,7 +175,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
     sys.exit(code)
 
 
-@cli.command()
+@cli.command(short_help="Be the service; systemd runs this.")
 @click.pass_context
 def run(ctx: click.Context) -> None:
     """Be the service: block, watch, repair, log. systemd runs this; Ctrl-C ends it.
@@ -209,10 +210,11 @@ def _desired(ctx: click.Context) -> Table:
     return policy.build(config.load(ctx.meta["config"]))
 
 
-def _ask(verb: str) -> Answer | None:
-    from nftguard import control
+def _ask(ctx: click.Context, verb: str) -> Answer | None:
+    from nftguard import control, state
 
-    return control.ask(Path(bootscript.run_dir()) / "control", verb)
+    request = control.Request(verb, str(ctx.meta["config"].absolute()), state.namespace())
+    return control.ask(Path(bootscript.run_dir()) / "control", request)
 
 
 def _print(answer: Answer) -> NoReturn:
@@ -238,6 +240,8 @@ def _from_kernel(ctx: click.Context) -> tuple[dict[str, Any], int]:
         else ()
     )
     word = state.read_status() if _daemon_runs() else None
+    if word and word["daemon"]["namespace"] != state.namespace():
+        word = None  # it guards another
     seen = {_name(row): row["last_seen"] for row in (word or {}).get("ports", []) if row["last_seen"]}
     found = status.document(standing, live, seen=seen, warnings=warnings, daemon=(word or {}).get("daemon"))
     return found, standing.state.exit_code

@@ -1,6 +1,7 @@
 """The daemon's root-only socket. While a daemon runs it is the only writer, and the verbs that change state ask it.
 
-One request, one answer, each a JSON object in one message: `{"verb": "apply"}` to `{"exit": 0, "text": "…"}`.
+One request, one answer, each a JSON object in one message:
+`{"verb": "apply", "config": "/etc/nftguard.toml", "namespace": 4026531840}` to `{"exit": 0, "text": "…"}`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 import os
 import socket
 import struct
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from nftguard.errors import NotPermittedError, UnavailableError
@@ -24,6 +25,15 @@ _TIMEOUT = 60.0  # seconds; longer than a reconcile of 65,535 ports takes
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for, for which configuration (an absolute path) and network namespace (an inode)."""
+
+    verb: str
+    config: str
+    namespace: int
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What the daemon did: the exit code for the verb, and the text to print."""
 
@@ -34,7 +44,7 @@ class Answer:
 class Server:
     """The daemon's end. Raises OSError when the socket cannot be made."""
 
-    def __init__(self, path: Path, handle: Callable[[str], Answer]) -> None:
+    def __init__(self, path: Path, handle: Callable[[Request], Answer]) -> None:
         self._handle = handle
         self._path = path
         self.clients: list[socket.socket] = []
@@ -65,8 +75,7 @@ class Server:
     def answer(self, client: socket.socket) -> None:
         """Read the client's request, carry it out, answer, and let the client go."""
         try:
-            request = json.loads(client.recv(_MOST))
-            answer = self._handle(request["verb"])
+            answer = self._handle(Request(**json.loads(client.recv(_MOST))))
             text = json.dumps({"exit": answer.exit, "text": answer.text[: _MOST // 8]})
             client.send(text.encode())
         except (OSError, KeyError, TypeError, ValueError):
@@ -82,7 +91,7 @@ class Server:
             sock.close()
 
 
-def ask(path: Path, verb: str) -> Answer | None:
+def ask(path: Path, request: Request) -> Answer | None:
     """Ask the daemon; None where none listens.
 
     Raises NotPermittedError, and UnavailableError when it does not answer.
@@ -96,7 +105,7 @@ def ask(path: Path, verb: str) -> Answer | None:
         except OSError:
             return None
         try:
-            sock.send(json.dumps({"verb": verb}).encode())
+            sock.send(json.dumps(asdict(request)).encode())
             answer = json.loads(sock.recv(_MOST))
             return Answer(int(answer["exit"]), str(answer["text"]))
         except (OSError, KeyError, TypeError, ValueError) as error:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from nftguard import bootscript, control, hostinfo, nftscript, notify, policy, state, status
 from nftguard.bulletin import Bulletin
 from nftguard.config import Config, load
-from nftguard.errors import NftguardError, UnavailableError
+from nftguard.errors import NftguardError, NotPermittedError, UnavailableError
 from nftguard.journal import JournalSink, log
 from nftguard.model import Hook
 from nftguard.nflog import Reader
-from nftguard.pace import FIGHT_MOST, Cause, Pace
+from nftguard.pace import Cause, Pace
 from nftguard.plan import Plan, create, remove
 from nftguard.reconcile import reconcile
 from nftguard.status import Standing, State
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from nftguard.kernel import Kernel
 
+_ELSEWHERE = "the running daemon guards another network namespace"
 _CHANGES = 100  # kept to find who changed the ruleset; a storm must not fill the memory
 
 
@@ -87,10 +88,10 @@ class Daemon:
         """Open every socket, those of the ruleset before the first snapshot, so that no change falls in between."""
         try:
             self._ruleset, self._network = RulesetWatch(), NetworkWatch()
+        except PermissionError:
+            raise NotPermittedError("watch the ruleset") from None
         except OSError as error:
-            raise UnavailableError(
-                f"the kernel's events cannot be watched: {error.strerror}; it needs nf_tables"
-            ) from None
+            raise UnavailableError(f"the kernel's events cannot be watched: {error.strerror}") from None
         self._selector.register(self._ruleset.socket, selectors.EVENT_READ, self._on_ruleset)
         self._selector.register(self._network.socket, selectors.EVENT_READ, self._on_network)
         self._signals, wakeup = socket.socketpair()
@@ -134,8 +135,12 @@ class Daemon:
 
             self._selector.register(client, selectors.EVENT_READ, answer)
 
-    def _on_request(self, verb: str) -> control.Answer:
-        match verb:
+    def _on_request(self, request: control.Request) -> control.Answer:
+        if request.namespace != state.namespace():
+            return control.Answer(1, f"{_ELSEWHERE}; set RUNTIME_DIRECTORY and STATE_DIRECTORY to run one beside it")
+        if request.config != str(self._path.absolute()):
+            return control.Answer(1, f"the running daemon uses {self._path.absolute()}, not {request.config}")
+        match request.verb:
             case "apply":
                 self._pace.wake(Cause.RELOAD)
                 if error := self._pass():
@@ -149,7 +154,9 @@ class Daemon:
                 self._bulletin.suspended = True
                 self._bulletin.tell()
                 return control.Answer(0, "rules lifted; the daemon waits for `nftguard apply` or a restart")
-        return control.Answer(1, f"this daemon does not know the verb {verb!r}; is it of an older version? restart it")
+        return control.Answer(
+            1, f"this daemon does not know the verb {request.verb!r}; is it of an older version? restart it"
+        )
 
     def _on_packets(self, reader: Reader) -> None:
         for attempt in reader.read():
@@ -206,7 +213,7 @@ class Daemon:
                 change = next((change for change in changes if change.pid not in {0, os.getpid()}), None)
                 self._pace.repaired()
                 if self._pace.fighting:
-                    bulletin.fought(self._pace.repairs, change, FIGHT_MOST)
+                    bulletin.fought(self._pace.repairs, change)
                 else:
                     bulletin.repaired(outcome, _told(causes), change)
         if start or announced:

@@ -26,8 +26,8 @@ EVENTS = {
     "repaired": Event("acf1dee5ffcb45ec97a011c92426e9fa", "rules repaired: {found}; changed by {who}, mended {gap}"),
     "fought": Event(
         "16d5a929c84c49b487d4b477c83dac2b",
-        "another program keeps changing the rules ({who}): {repairs} repairs so far; from now on at most one every "
-        "{interval} s, until it stops",
+        "another program keeps changing the rules ({who}): {repairs} repairs so far; they slow down to one every "
+        "{interval} s until it stops",
     ),
     "blocked": Event(
         "c34ca139f3274ba5a71e3066578b648c",

@@ -33,7 +33,7 @@ _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 class JournalSink:
     """Sends records to journald without ever waiting for it."""
 
-    def __init__(self, path: str = SOCKET) -> None:
+    def __init__(self, path: str) -> None:
         self._path = path
         self._socket: socket.socket | None = None
         self._queue: deque[bytes] = deque()
@@ -61,14 +61,18 @@ class JournalSink:
             except BlockingIOError:
                 return
             except OSError:  # journald is not there, or was restarted: a new connection next time
-                if self._socket:
-                    self._socket.close()
-                    self._socket = None
+                self.close()
                 return
             self._queue.popleft()
         if self.dropped:
             dropped, self.dropped = self.dropped, 0
             structlog.get_logger().warning("records_dropped", dropped=dropped)
+
+    def close(self) -> None:
+        """Close the connection; the next record opens one anew."""
+        if self._socket:
+            self._socket.close()
+            self._socket = None
 
     def _connected(self) -> socket.socket:
         if self._socket is None:
@@ -122,10 +126,10 @@ def _console(_logger: WrappedLogger, method: str, event: EventDict) -> str:
     return f"{time.strftime('%H:%M:%S')} {method:7} {EVENTS[name].tell(event)}"
 
 
-def configure(stream: TextIO | None = None) -> JournalSink | None:
+def configure(stream: TextIO | None = None, path: str = SOCKET) -> JournalSink | None:
     """Set up logging; return the sink, to be flushed now and then, when it is journald that reads."""
     stream = stream or sys.stderr
-    sink = JournalSink() if _to_journald(stream) else None
+    sink = JournalSink(path) if _to_journald(stream) else None
     structlog.configure(
         processors=[_Journal(sink) if sink else _console],
         wrapper_class=structlog.make_filtering_bound_logger("INFO"),

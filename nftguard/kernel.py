@@ -61,6 +61,10 @@ class Nftables:
         except nftjson.MalformedError as error:
             raise KernelError(f"list table {FAMILY} {TABLE}", f"libnftables' reply is malformed: {error}") from None
 
+    def close(self) -> None:
+        """Close our own socket; libnftables' goes with the object."""
+        self._netlink.close()
+
     def _list(self, what: str) -> str:
         code, out, err = self._nft.cmd(f"list {what}")
         if code:

@@ -28,6 +28,11 @@ def write(path: Path, text: str, mode: int = 0o644) -> None:
         raise
 
 
+def namespace() -> int:
+    """Name the network namespace that this process is in, by its inode."""
+    return Path("/proc/self/ns/net").stat().st_ino
+
+
 def save_boot_script(config: Path, script: str, mark: str) -> None:
     """Keep the script for the next start, if the configuration is still the one that it was built from."""
     if bootscript.fingerprint(str(config)) == mark:

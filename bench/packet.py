@@ -1,0 +1,107 @@
+"""Packet: ns that the rules add to a packet which they do not block."""
+
+from __future__ import annotations
+
+import os
+import random
+from statistics import median
+from typing import TYPE_CHECKING
+
+from bench.figure import Figure, Goal, progress
+from bench.guard import Guard, ports
+from bench.namespace import Namespace
+from bench.traffic import ACK, Sender
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROUNDS = 1500
+_BATCH = 512
+_SHORT = 16  # packets of a layout that takes tens of microseconds for each
+_FLAT = Goal(1.5)
+_BASE_CHAIN = (
+    "add table inet nftguard\n"
+    "add chain inet nftguard output { type filter hook output priority filter; policy accept; }\n"
+)
+
+
+def measure() -> list[Figure]:
+    """Measure nanoseconds added to a TCP packet to an unlisted port, on its way through the output hook.
+
+    Each layout of rules has a namespace; one thread on one CPU sends a short batch into each in turn, in random order,
+    and the median of the differences within a round to the namespace without rules is what a layout adds.
+    """
+    found = _rounds()
+    bare = median(found["none"])
+    added = {
+        name: median(layout - none for layout, none in zip(times, found["none"], strict=True))
+        for name, times in found.items()
+    }
+
+    def figure(name: str, of: str, against: str, goal: Goal | None = None) -> Figure:
+        return Figure(name, added[of], "ns", against, added[against], ROUNDS, goal)
+
+    return [
+        Figure("a packet, 11 ports listed", bare + added["nftguard 11"], "ns", "no rules", bare, ROUNDS),
+        figure("added, 11 ports listed", "nftguard 11", "iptables-legacy pairs, 11", Goal(0.4)),
+        figure("added, 11 ports listed", "nftguard 11", "an empty base chain"),
+        figure("added, 1,000 ports listed", "nftguard 1,000", "nftguard 11", _FLAT),
+        figure("added, 10,000 ports listed", "nftguard 10,000", "nftguard 11", _FLAT),
+        figure("added, 1,000 ports listed", "nftguard 1,000", "iptables-legacy pairs, 1,000"),
+    ]
+
+
+def _rounds() -> dict[str, list[float]]:
+    layouts: dict[str, Callable[[Namespace], None]] = {
+        "none": lambda _: None,
+        "an empty base chain": lambda namespace: namespace.run("nft", "-f", "-", text=_BASE_CHAIN),
+        **{f"nftguard {count:,}": _nftguard(count) for count in (11, 1000, 10000)},
+        **{f"iptables-legacy pairs, {count:,}": _iptables(count) for count in (11, 1000)},
+    }
+    # Even numbers, which no layout lists; many of them, so that look-ups do not all meet one place in the cache.
+    unlisted = [20002 + 2 * at for at in range(_BATCH)]
+    senders: dict[str, Sender] = {}
+    for name, load in layouts.items():
+        progress(f"packet: loading {name}")
+        with Namespace() as namespace:
+            namespace.add_sink()
+            load(namespace)
+            with namespace.entered():
+                senders[name] = Sender(unlisted[: _SHORT if name.endswith("pairs, 1,000") else None], ACK)
+    found: dict[str, list[float]] = {name: [] for name in senders}
+    order = list(senders)
+    shuffle = random.Random(1).shuffle  # noqa: S311 - so that no layout always follows the same other
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cpus)})
+    try:
+        for done in range(ROUNDS):
+            if done % 500 == 0:
+                progress(f"packet: {done} of {ROUNDS}")
+            shuffle(order)
+            for name in order:
+                found[name].append(senders[name].timed())
+    finally:
+        os.sched_setaffinity(0, cpus)
+    return found
+
+
+def _nftguard(count: int) -> Callable[[Namespace], None]:
+    def load(namespace: Namespace) -> None:
+        with Guard(namespace, ports(count)) as guard:
+            namespace.run("nft", "-f", "-", text=guard.script())
+
+    return load
+
+
+def _iptables(count: int) -> Callable[[Namespace], None]:
+    """The rules that nftguard replaces: a pair for each port, the first of which logs and the second drops."""
+
+    def load(namespace: Namespace) -> None:
+        with Guard(namespace, ports(count)) as guard:
+            listed = [port for block in guard.config().block for port in block.resolved()]
+        pairs = "".join(
+            f"-A OUTPUT -p tcp --dport {port} -j LOG\n-A OUTPUT -p tcp --dport {port} -j DROP\n" for port in listed
+        )
+        namespace.run("iptables-legacy-restore", text=f"*filter\n{pairs}COMMIT\n")
+
+    return load

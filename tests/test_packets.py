@@ -1,0 +1,352 @@
+"""Real packets over IPv4 and IPv6 between namespaces: what is blocked arrives nowhere, what is not passes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import struct
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from nftguard.kernel import Nftables
+from nftguard.model import Hook, Protocol
+from nftguard.nflog import Attempt, Reader
+from nftguard.policy import FLOWS_SIZE
+from nftguard.reconcile import reconcile
+from tests.conftest import ORIGIN
+from tests.examples import table_of
+from tests.netns import Namespace, connect
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NEIGHBOURS = (24, 26, 80, 8080)
+FAMILIES = pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
+
+
+class Hosts:
+    """Three hosts in a row: `inner` behind `guarded`, which forwards for it, and `outer` beyond."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self.inner, self.guarded, self.outer = (Namespace() for _ in range(3))
+        for namespace in (self.inner, self.guarded, self.outer):
+            stack.callback(namespace.close)
+        connect(self.guarded, self.inner, "in", 1)
+        connect(self.guarded, self.outer, "out", 2)
+        self.guarded.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        for host, network in ((self.inner, 1), (self.outer, 2)):
+            host.run("ip", "route", "add", "default", "via", f"10.0.{network}.1")
+            host.run("ip", "-6", "route", "add", "default", "via", f"fd00:{network}::1")
+        with self.guarded.entered():
+            self.kernel = Nftables()
+            stack.callback(self.kernel.close)
+
+    def guard(self, text: str) -> None:
+        with self.guarded.entered():
+            reconcile(self.kernel, table_of(text))
+
+    def packets(self) -> dict[str, int]:
+        table = self.kernel.snapshot()
+        assert table
+        return {name: counter.packets for name, counter in table.counters.items()}
+
+
+@pytest.fixture(scope="module")
+def network(_kernel_there: None) -> Iterator[Hosts]:
+    with contextlib.ExitStack() as stack:
+        yield Hosts(stack)
+
+
+@pytest.fixture
+def hosts(network: Hosts) -> Iterator[Hosts]:
+    """The three hosts, without rules."""
+    yield network
+    if network.kernel.snapshot():
+        network.guarded.nft("delete table inet nftguard")
+
+
+def address(family: int, number: int, host: int = 2) -> str:
+    return f"10.0.{number}.{host}" if family == socket.AF_INET else f"fd00:{number}::{host}"
+
+
+@contextlib.contextmanager
+def listening(where: Namespace, family: int, ports: tuple[int, ...]) -> Iterator[dict[int, socket.socket]]:
+    with where.entered(), contextlib.ExitStack() as stack:
+        sockets = {}
+        for port in ports:
+            sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))  # noqa: S104 - inside the namespace
+            sock.listen()
+            sockets[port] = sock
+        yield sockets
+
+
+@contextlib.contextmanager
+def arrivals(where: Namespace, family: int) -> Iterator[socket.socket]:
+    """Every TCP segment that reaches a host, seen by a raw socket at the receiving end."""
+    with where.entered(), socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_TCP) as sock:
+        sock.settimeout(0.2)
+        yield sock
+
+
+def arrived_ports(sock: socket.socket, family: int) -> set[int]:
+    ports = set()
+    with contextlib.suppress(TimeoutError):
+        while data := sock.recv(4096):
+            segment = data[(data[0] & 15) * 4 :] if family == socket.AF_INET else data  # IPv6: without its header
+            ports.add(struct.unpack_from("!H", segment, 2)[0])
+    return ports
+
+
+def attempt(where: Namespace, family: int, host: str, port: int, patience: float = 0.15) -> int:
+    """Try to connect; give the error number, ETIMEDOUT when nothing came back in time."""
+    with where.entered(), socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.settimeout(patience)
+        try:
+            sock.connect((host, port))
+        except TimeoutError:
+            return errno.ETIMEDOUT
+        except OSError as error:
+            return error.errno or 0
+        return 0
+
+
+def syn(where: Namespace, host: str, port: int, count: int, kind: int = 0x02, source: int = 40000) -> None:
+    """Send exactly `count` TCP segments with the given flags over IPv4, past the TCP stack."""
+    with where.entered(), socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as sock:
+        sock.connect((host, 0))
+        pseudo = socket.inet_aton(sock.getsockname()[0]) + socket.inet_aton(host) + struct.pack("!BBH", 0, 6, 20)
+        segment = struct.pack("!HHIIBBHHH", source, port, 1, 0, 5 << 4, kind, 8192, 0, 0)
+        total = sum(struct.unpack("!16H", pseudo + segment))
+        total = (total & 0xFFFF) + (total >> 16)
+        segment = segment[:16] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + segment[18:]
+        for _ in range(count):
+            with contextlib.suppress(PermissionError):  # a raw socket is told of a drop on output
+                sock.send(segment)
+
+
+@FAMILIES
+def test_each_of_the_eleven_ports_is_blocked_and_its_neighbours_are_not(hosts: Hosts, family: int) -> None:
+    hosts.guard(f'[[block]]\nname = "mail"\nports = {list(ORIGIN)}')
+    target = address(family, 2)
+    with listening(hosts.outer, family, ORIGIN + NEIGHBOURS), arrivals(hosts.outer, family) as sock:
+        assert {port: attempt(hosts.guarded, family, target, port) for port in ORIGIN} == dict.fromkeys(
+            ORIGIN, errno.ETIMEDOUT
+        )
+        assert {port: attempt(hosts.guarded, family, target, port) for port in NEIGHBOURS} == dict.fromkeys(
+            NEIGHBOURS, 0
+        )
+        assert arrived_ports(sock, family) & set(ORIGIN + NEIGHBOURS) == set(NEIGHBOURS)
+    assert all(hosts.packets()[f"mail.output.tcp.{port}"] for port in ORIGIN)
+
+
+@FAMILIES
+def test_without_the_guard_they_connect(hosts: Hosts, family: int) -> None:
+    """Else the tests above would prove nothing."""
+    with listening(hosts.outer, family, ORIGIN):
+        assert {attempt(hosts.guarded, family, address(family, 2), port) for port in ORIGIN} == {0}
+
+
+def test_a_counter_counts_exactly_the_packets_sent(hosts: Hosts) -> None:
+    hosts.guard('[[block]]\nname = "mail"\nports = [25, "1000-2000", 465]')
+    for port, count in ((25, 7), (465, 1), (1000, 3), (2000, 4), (2001, 5)):
+        syn(hosts.guarded, "10.0.2.2", port, count)
+    assert hosts.packets() == {"mail.output.tcp.25": 7, "mail.output.tcp.465": 1, "mail.output.tcp.1000-2000": 7}
+
+
+@FAMILIES
+def test_forwarded_packets_are_blocked(hosts: Hosts, family: int) -> None:
+    hosts.guard('[[block]]\nname = "mail"\nports = [25]\nhooks = ["forward"]')
+    target = address(family, 2)
+    with listening(hosts.outer, family, (25, 26)):
+        assert attempt(hosts.inner, family, target, 25) == errno.ETIMEDOUT
+        assert attempt(hosts.inner, family, target, 26) == 0
+        assert attempt(hosts.guarded, family, target, 25) == 0, "what the host itself sends is another hook's matter"
+    assert hosts.packets()["mail.forward.tcp.25"] >= 1
+
+
+@FAMILIES
+def test_incoming_packets_are_blocked(hosts: Hosts, family: int) -> None:
+    hosts.guard('[[block]]\nname = "mail"\nports = [25]\nhooks = ["input"]')
+    with listening(hosts.guarded, family, (25, 26)):
+        assert attempt(hosts.outer, family, address(family, 2, 1), 25) == errno.ETIMEDOUT
+        assert attempt(hosts.outer, family, address(family, 2, 1), 26) == 0
+    assert hosts.packets()["mail.input.tcp.25"] >= 1
+
+
+@FAMILIES
+@pytest.mark.parametrize("hook", ["output", "forward", "input"])
+def test_a_rejected_client_fails_at_once(hosts: Hosts, family: int, hook: str) -> None:
+    hosts.guard(f'[[block]]\nname = "mail"\nports = [25]\nhooks = ["{hook}"]\naction = "reject"')
+    where = {"output": hosts.guarded, "forward": hosts.inner, "input": hosts.outer}[hook]
+    target = address(family, 2, 1 if hook == "input" else 2)
+    begun = time.monotonic()
+    assert attempt(where, family, target, 25, patience=3) == errno.ECONNREFUSED
+    assert time.monotonic() - begun < 1
+
+
+@FAMILIES
+def test_a_rejected_datagram_is_answered(hosts: Hosts, family: int) -> None:
+    hosts.guard('[[block]]\nname = "dns"\nports = [53]\nprotocols = ["udp"]\naction = "reject"\nhooks = ["forward"]')
+    with hosts.inner.entered(), socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(2)
+        sock.connect((address(family, 2), 53))
+        sock.send(b"x")
+        try:
+            sock.recv(1)
+        except OSError as error:
+            answer = error.errno
+    # ICMP "administratively prohibited" reaches an IPv4 socket as EHOSTUNREACH and an IPv6 one as EACCES.
+    assert answer == {socket.AF_INET: errno.EHOSTUNREACH, socket.AF_INET6: errno.EACCES}[socket.AddressFamily(family)]
+
+
+def test_only_the_protocols_named_are_blocked(hosts: Hosts) -> None:
+    hosts.guard('[[block]]\nname = "dns"\nports = [53]\nprotocols = ["udp", "sctp"]')
+    with hosts.outer.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("10.0.2.2", 53))
+        receiver.settimeout(0.2)
+        with (
+            hosts.guarded.entered(),
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+            contextlib.suppress(PermissionError),  # a local drop of a datagram is told to its sender
+        ):
+            sender.sendto(b"x", ("10.0.2.2", 53))
+        with pytest.raises(TimeoutError):
+            receiver.recv(10)
+    with listening(hosts.outer, socket.AF_INET, (53,)):
+        assert attempt(hosts.guarded, socket.AF_INET, "10.0.2.2", 53) == 0
+    with (
+        hosts.guarded.entered(),
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_SCTP) as raw,
+        contextlib.suppress(PermissionError),
+    ):
+        # source port, destination port, verification tag, checksum; chunk INIT, flags, length (RFC 9260)
+        raw.sendto(struct.pack("!HHIIBBH", 5000, 53, 0, 0, 1, 0, 20) + bytes(16), ("10.0.2.2", 0))
+    assert {name: count for name, count in hosts.packets().items() if count} == {
+        "dns.output.udp.53": 1,
+        "dns.output.sctp.53": 1,
+    }
+
+
+@FAMILIES
+@pytest.mark.parametrize("connections", ["all", "new"])
+def test_established_connections_go_on_where_only_new_ones_are_blocked(
+    hosts: Hosts, family: int, connections: str
+) -> None:
+    with listening(hosts.outer, family, (25,)) as listeners, hosts.guarded.entered():
+        with socket.create_connection((address(family, 2), 25), timeout=3) as client:
+            server, _ = listeners[25].accept()
+            with server:
+                server.settimeout(0.5)
+                hosts.guard(f'[[block]]\nname = "mail"\nports = [25]\nconnections = "{connections}"')
+                client.send(b"x")
+                if connections == "new":
+                    assert server.recv(1) == b"x"
+                else:
+                    with pytest.raises(TimeoutError):
+                        server.recv(1)
+        assert attempt(hosts.guarded, family, address(family, 2), 25) == errno.ETIMEDOUT
+    assert hosts.packets()["mail.output.tcp.25"] >= 1
+
+
+def test_a_packet_passes_only_if_every_block_lets_it(hosts: Hosts) -> None:
+    """The first block lets what is not new through; the second, a wide range, does not."""
+    hosts.guard(
+        '[[block]]\nname = "a"\nports = [25]\nconnections = "new"\n[[block]]\nname = "b"\nports = ["20-100"]\n'
+        '[[block]]\nname = "c"\nports = ["90-200"]\nconnections = "new"\n'
+    )
+    ack = 0x10
+    for port, flags in ((25, 2), (25, ack), (30, ack), (95, ack), (95, 2), (150, ack), (150, 2)):
+        syn(hosts.guarded, "10.0.2.2", port, 1, flags)
+    assert hosts.packets() == {
+        "a.output.tcp.25": 1,
+        "b.output.tcp.20-100": 4,
+        "c.output.tcp.90-200": 1,
+    }
+
+
+def drain(reader: Reader, wanted: int, patience: float = 2.0) -> list[Attempt]:
+    """Read until `wanted` attempts came, and a little longer for those that should not come."""
+    found: list[Attempt] = []
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        found += reader.read()
+        if len(found) >= wanted:
+            end = min(end, time.monotonic() + 0.2)
+        time.sleep(0.01)
+    return found
+
+
+@pytest.fixture
+def reader(hosts: Hosts) -> Iterator[Reader]:
+    with hosts.guarded.entered():
+        reader = Reader(25)
+    yield reader
+    reader.close()
+
+
+@FAMILIES
+def test_an_attempt_is_logged_with_who_and_where(hosts: Hosts, reader: Reader, family: int) -> None:
+    hosts.guard('[[block]]\nname = "mail"\nports = [25]')
+    code = (
+        "import socket,sys,os; os.setgid(4321); os.setuid(1234); s=socket.socket(int(sys.argv[1])); s.settimeout(.1)\n"
+    )
+    code += "s.bind(('', 41000)); s.connect((sys.argv[2], 25))"
+    hosts.guarded.run("/usr/bin/python3", "-c", code, str(int(family)), address(family, 2), check=False)
+    here, there = address(family, 2, 1), address(family, 2)
+    assert drain(reader, 1) == [Attempt("mail", Hook.OUTPUT, Protocol.TCP, here, 41000, there, 25, 1234, 4321)]
+
+
+def test_a_forwarded_attempt_has_no_user(hosts: Hosts, reader: Reader) -> None:
+    hosts.guard('[[block]]\nname = "guests"\nports = [25]\nhooks = ["forward"]')
+    attempt(hosts.inner, socket.AF_INET, "10.0.2.2", 25)
+    (found,) = drain(reader, 1)
+    assert (found.block, found.hook, found.source, found.uid) == ("guests", Hook.FORWARD, "10.0.1.2", None)
+
+
+def test_only_initial_syns_are_logged_and_every_packet_is_counted(hosts: Hosts, reader: Reader) -> None:
+    """Otherwise a server's replies to a client that happens to use source port 25 would read as attempts."""
+    hosts.guard('[[block]]\nname = "mail"\nports = [25]')
+    for flags in (0x10, 0x12, 0x18, 0x04, 0x11, 0x00, 0x03):  # ACK, SYN+ACK, PSH+ACK, RST, FIN+ACK, none, SYN+FIN
+        syn(hosts.guarded, "10.0.2.2", 25, 1, flags)
+    syn(hosts.guarded, "10.0.2.2", 25, 1, 0xC2)  # SYN with ECN set-up (RFC 3168)
+    assert len(drain(reader, 1)) == 1
+    assert hosts.packets()["mail.output.tcp.25"] == 8
+
+
+def test_the_log_limit_never_limits_the_drop(hosts: Hosts, reader: Reader) -> None:
+    hosts.guard('[[block]]\nname = "mail"\nports = [25]\n[log]\nrate = "2/hour per flow"')
+    with arrivals(hosts.outer, socket.AF_INET) as sock:
+        syn(hosts.guarded, "10.0.2.2", 25, 200)
+        syn(hosts.guarded, "10.0.2.2", 25, 50, source=40001)
+        assert 25 not in arrived_ports(sock, socket.AF_INET)
+    assert sorted(found.source_port for found in drain(reader, 2)) == [40000, 40001], "one line a flow"
+    assert hosts.packets()["mail.output.tcp.25"] == 250
+
+
+def test_packets_are_dropped_all_the_same_when_the_flows_are_full(hosts: Hosts, reader: Reader) -> None:
+    hosts.guard('[[block]]\nname = "mail"\nports = [25]')
+    limit = "limit rate 1/minute burst 1 packets"
+    flows = [f"10.9.{number >> 8}.{number & 255} . 1 . 10.0.2.2 . 25 {limit}" for number in range(FLOWS_SIZE)]
+    hosts.guarded.nft(f"add element inet nftguard flows4 {{ {', '.join(flows)} }}")
+    syn(hosts.guarded, "10.0.2.2", 25, 3)
+    assert drain(reader, 1, patience=0.4) == []
+    assert hosts.packets()["mail.output.tcp.25"] == 3
+
+
+def test_a_port_is_dropped_even_when_its_counter_is_gone(hosts: Hosts) -> None:
+    hosts.guard('[[block]]\nname = "mail"\nports = [25]')
+    hosts.guarded.nft("delete element inet nftguard mail.output.tcp { 25 }")
+    with listening(hosts.outer, socket.AF_INET, (25,)):
+        assert attempt(hosts.guarded, socket.AF_INET, "10.0.2.2", 25) == errno.ETIMEDOUT
+
+
+def test_the_kernel_log_takes_the_rules_of_its_target(hosts: Hosts) -> None:
+    """What it says cannot be seen from a namespace (nf_log_all_netns); that it still drops and counts can."""
+    hosts.guard('[[block]]\nname = "mail"\nports = [25, 465]\n[log]\ntarget = "kernel"')
+    syn(hosts.guarded, "10.0.2.2", 465, 2)
+    assert hosts.packets() == {"mail.output.tcp.25": 0, "mail.output.tcp.465": 2}

@@ -1,0 +1,103 @@
+"""How things stand, judged from the kernel's state."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from nftguard.model import Base, Chain, Counter, Table, Verdict
+from nftguard.ports import Ports
+from nftguard.status import State, document, judge, render, summary
+from tests.examples import table_of
+
+MAIL = table_of('[[block]]\nname = "mail"\nports = [25, "1000-2000"]\nhooks = ["output", "forward"]\n')
+
+
+def test_the_desired_table_is_protected() -> None:
+    assert judge(MAIL, MAIL).state is State.PROTECTED
+
+
+def test_live_counter_values_do_not_matter() -> None:
+    live = replace(MAIL, counters={name: Counter(name, 5, 6) for name in MAIL.counters})
+    assert judge(live, MAIL).state is State.PROTECTED
+
+
+@pytest.mark.parametrize(
+    "live",
+    [
+        None,
+        Table(),
+        replace(MAIL, flags=frozenset({"dormant"})),
+        replace(MAIL, chains={**MAIL.chains, "output": Chain("output", (), Base("output"))}),
+        replace(MAIL, chains={**MAIL.chains, "output": replace(MAIL.chains["output"], base=None)}),
+        replace(MAIL, chains={name: chain for name, chain in MAIL.chains.items() if name != "forward"}),
+    ],
+)
+def test_without_a_way_to_the_rules_it_is_unprotected(live: Table | None) -> None:
+    standing = judge(live, MAIL)
+    assert standing.state is State.UNPROTECTED
+    assert standing.reasons
+
+
+def test_with_other_rules_it_is_degraded_and_says_which() -> None:
+    output = MAIL.maps["output.tcp"]
+    live = replace(MAIL, maps={**MAIL.maps, "output.tcp": replace(output, elements={Ports(26, 26): Verdict("drop")})})
+    standing = judge(live, MAIL)
+    assert standing.state is State.DEGRADED
+    assert standing.reasons == ("map output.tcp lacks port 25", "map output.tcp has port 26 besides")
+
+
+def test_with_a_refused_configuration_it_is_degraded_as_long_as_rules_are_live() -> None:
+    assert judge(MAIL, None, ("x: refused",)).state is State.DEGRADED
+    assert judge(None, None, ("x: refused",)).state is State.UNPROTECTED
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[[block]]\nname = "a"\nports = [25]', "1 tcp port blocked on output"),
+        ('[[block]]\nname = "a"\nports = [25, "1-64512"]', "64,512 tcp ports blocked on output"),
+        (
+            '[[block]]\nname = "a"\nports = [25, 26]\nprotocols = ["tcp", "udp"]\nhooks = ["input", "output"]',
+            "2 tcp and 2 udp ports blocked on output, 2 tcp and 2 udp ports blocked on input",
+        ),
+        (
+            '[[block]]\nname = "a"\nports = [25, "100-200"]\n[[block]]\nname = "b"\nports = [25, 26, "150-250"]',
+            "153 tcp ports blocked on output",
+        ),
+    ],
+)
+def test_the_summary_counts_each_port_once(text: str, told: str) -> None:
+    assert summary(table_of(text)) == told
+
+
+def test_the_summary_of_nothing() -> None:
+    assert summary(Table()) == "nothing is blocked"
+
+
+def test_the_document_lists_every_counter() -> None:
+    live = replace(MAIL, counters={**MAIL.counters, "mail.output.tcp.25": Counter("mail.output.tcp.25", 5, 300)})
+    found = document(judge(live, MAIL), live, seen={"mail.output.tcp.25": 1.0})
+    assert found["state"] == "protected"
+    assert found["ports"][0] == {
+        "block": "mail", "hook": "output", "protocol": "tcp", "port": 25, "packets": 5, "bytes": 300, "last_seen": 1.0,
+    }  # fmt: skip
+    assert [row["port"] for row in found["ports"]] == [25, "1000-2000", 25, "1000-2000"]
+
+
+def test_the_picture_fits_80_columns_and_says_everything() -> None:
+    live = replace(
+        MAIL, counters={**MAIL.counters, "mail.output.tcp.25": Counter("mail.output.tcp.25", 123456789, 98765432100)}
+    )
+    found = document(
+        judge(live, MAIL, ("x.toml: refused",)), live, seen={"mail.output.tcp.25": 1.0}, warnings=("beware",)
+    )
+    found["at"] = 1.0 + 3 * 3600
+    lines = render(found).splitlines()
+    assert lines[0] == "degraded: 1,002 tcp ports blocked on output, 1,002 tcp ports blocked on forward"
+    assert "  - x.toml: refused" in lines
+    assert "  warning: beware" in lines
+    assert max(map(len, lines)) <= 80
+    row = next(line for line in lines if line.startswith("mail"))
+    assert row.split() == ["mail", "output", "tcp", "25", "123456789", "98765432100", "3", "h", "ago"]
