@@ -59,10 +59,14 @@ def private(*options: str) -> list[str]:
 
 def contained(argv: Sequence[str | os.PathLike[str]], *, timeout: float) -> None:
     """Run a command with mounts and processes of its own, none of which outlives it. Raises BuildError."""
+    # The commands are the image's own in part: this system's settings for Python are not for them.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment |= {"LC_ALL": "C.UTF-8", "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"}
     command = [*private("--pid", "--fork", "--kill-child", "--mount-proc"), *map(str, argv)]
     try:
         done = subprocess.run(
             command,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -9,12 +9,13 @@ The machine is 192.0.2.2 and 2001:db8::2. The peer, a network of its own at the 
 2001:db8::1. No other network is in reach. The disk is memory on top of the image, and survives every kind of reboot
 (a hard one too: unlike a power cut, it loses nothing that was written but not synced).
 
-What a container cannot show: the kernel's log, limits of memory where the host has cgroup v1, limits above the host's
-own, modules, real hardware.
+What a container cannot show: the kernel's log, limits of memory and tasks (no cgroup controller is handed in), resource
+limits above the host's own, modules, real hardware.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -22,12 +23,13 @@ import signal
 import subprocess
 from typing import TYPE_CHECKING, Any, Self
 
-from tests.boot.entrance import Entrance
+from tests.boot.entrance import Entrance, arrived
 from tests.boot.power import MachineError, Power
 from tests.boot.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from tests.boot.image import Image
 
@@ -56,6 +58,7 @@ class Machine:
         self._power = Power(self.name, image)
         self._entrance = Entrance(self._power.pid, self.name)
         self._boot = 0
+        self._pid1: int | None = None
         self._started: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> Self:
@@ -78,8 +81,12 @@ class Machine:
 
     def wait_for_boot(self, *, network: bool = True) -> None:
         """Wait until a boot that was asked for, by `systemctl reboot` inside for example, is done."""
-        self._boot = int(self._power.hear("on"))
-        answer = self.run(["systemctl", "is-system-running", "--wait"], timeout=_TIMEOUT, check=False)
+        self._boot = int(self._power.hear("on", self._reap))
+        try:
+            answer = self.run(["systemctl", "is-system-running", "--wait"], timeout=_TIMEOUT, check=False)
+        except subprocess.TimeoutExpired:
+            jobs = self.run(["systemctl", "list-jobs", "--no-pager"], check=False).stdout
+            raise MachineError(f"{self.name} is not up after {_TIMEOUT:g} s; it waits for\n{jobs}") from None
         self.state = answer.stdout.strip()
         if self.state not in {"running", "degraded"}:
             what = self.state or answer.stderr.strip()
@@ -106,16 +113,17 @@ class Machine:
 
     def close(self) -> None:
         """Cut the power and drop the disk, with everything that was started inside or at the peer."""
+        started, self._started, self.state = self._started, [], "off"
         try:
-            self._power.close()
-        finally:
-            self.state = "off"
-            for process in self._started:
+            for process in started:
+                process.kill()
                 process.wait(_TIMEOUT)
                 for pipe in (process.stdin, process.stdout):
-                    assert pipe
-                    pipe.close()
-            self._started.clear()
+                    if pipe:
+                        with contextlib.suppress(BrokenPipeError):
+                            pipe.close()
+        finally:
+            self._power.close()
 
     # At work
 
@@ -123,24 +131,26 @@ class Machine:
         self, argv: Sequence[str], *, stdin: str | None = None, timeout: float = 30.0, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside as root. Raises CommandError if it fails, unless told not to check."""
-        return _run(self._inside("KILL"), argv, stdin, timeout, check)
+        with self._inside() as prefix:
+            process = _popen([*prefix, *argv], subprocess.PIPE)
+        return _finish(process, argv, stdin, timeout, check)
 
     def peer(
         self, argv: Sequence[str], *, stdin: str | None = None, timeout: float = 30.0, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         """Run a command of this system's at the other end of the link, like `run`."""
-        return _run(self._entrance.peer(), argv, stdin, timeout, check)
+        process = _popen([*self._entrance.peer(), *argv], subprocess.PIPE)
+        return _finish(process, argv, stdin, timeout, check)
 
     def popen(self, argv: Sequence[str]) -> subprocess.Popen[str]:
-        """Start a command inside; its pipes are text, its errors among its output. `terminate` and `kill` SIGTERM it.
-
-        What outlives a reboot's first moments this way is no child of the machine's PID 1; a unit is the better way.
-        """
-        return self._start(self._inside("TERM"), argv)
+        """Start a command inside; its pipes are text, its errors among its output."""
+        with self._inside() as prefix:
+            return self._keep(_popen([*prefix, *argv], subprocess.STDOUT), prefix)
 
     def start_peer(self, argv: Sequence[str]) -> subprocess.Popen[str]:
         """Start a command at the other end of the link, like `popen`: a listener or sender that outlives reboots."""
-        return self._start(self._entrance.peer(), argv)
+        prefix = self._entrance.peer()
+        return self._keep(_popen([*prefix, *argv], subprocess.STDOUT), prefix)
 
     def write_file(self, path: str, text: str, mode: int = 0o644) -> None:
         """Write a file inside, and the folders above it."""
@@ -161,7 +171,7 @@ class Machine:
 
     def _stop(self, number: int) -> None:
         os.kill(self._init(), number)
-        self._power.hear("off")
+        self._power.hear("off", self._reap)
         self.state = "off"
 
     def _init(self) -> int:
@@ -172,40 +182,49 @@ class Machine:
                 raise MachineError(f"{self.name} is down\n{self._power.console()}")
             return self._entrance.init(self._boot)
 
-        return wait_until(look, f"{self.name} to boot", timeout=_TIMEOUT, pause=0.01)
+        self._pid1 = wait_until(look, f"{self.name} to boot", timeout=_TIMEOUT, pause=0.01)
+        return self._pid1
 
-    def _inside(self, on_exit: str) -> list[str]:
-        return self._entrance.inside(self._boot, self._init(), on_exit=on_exit)
+    def _inside(self) -> AbstractContextManager[list[str]]:
+        return self._entrance.inside(self._boot, self._init())
+
+    def _keep(self, process: subprocess.Popen[str], prefix: list[str]) -> subprocess.Popen[str]:
+        self._started.append(process)
+        wait_until(lambda: arrived(process.pid, prefix), "the command to begin", pause=0.002)
+        return process
+
+    def _reap(self) -> None:
+        """Wait for what `popen` started, as far as it has ended, lest it hold up the machine's end.
+
+        systemd-shutdown, which ended it, waits for it for 10 s, unless told that something has ended.
+        """
+        for process in self._started:
+            if process.returncode is None and process.poll() is not None and self._pid1:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._pid1, signal.SIGCHLD)
 
     def _has_addresses(self) -> bool:
         listed = self.run(["ip", "-oneline", "address", "show", "dev", "host0", "-tentative"], check=False).stdout
         return " 192.0.2.2/" in listed and " 2001:db8::2/" in listed
 
-    def _start(self, prefix: Sequence[str], argv: Sequence[str]) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [*prefix, *argv],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-        self._started.append(process)
-        return process
+
+def _popen(command: Sequence[str], errors: int) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, errors="replace")
 
 
-def _run(
-    prefix: Sequence[str], argv: Sequence[str], stdin: str | None, timeout: float, check: bool
+def _finish(
+    process: subprocess.Popen[str], argv: Sequence[str], stdin: str | None, timeout: float, check: bool
 ) -> subprocess.CompletedProcess[str]:
-    command, text = [*prefix, *argv], stdin or ""
-    try:
-        done = subprocess.run(
-            command, input=text, capture_output=True, text=True, errors="replace", timeout=timeout, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        error.cmd = list(argv)
-        raise
-    if check and done.returncode:
-        raise CommandError(done.returncode, list(argv), done.stdout, done.stderr)
-    done.args = list(argv)
-    return done
+    """See a command through to its end, under the name that the test gave it."""
+    with process:
+        try:
+            output, errors = process.communicate(stdin or "", timeout)
+        except BaseException as error:
+            process.kill()
+            if isinstance(error, subprocess.TimeoutExpired):
+                error.cmd = list(argv)
+            raise
+    if check and process.returncode:
+        raise CommandError(process.returncode, list(argv), output, errors)
+    return subprocess.CompletedProcess(list(argv), process.returncode, output, errors)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from tests.boot.host import private
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.boot.image import Image
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
@@ -59,18 +61,19 @@ class Power:
         except BrokenPipeError:
             raise MachineError(f"the supervisor of {self.name} is gone\n{self.console()}") from None
 
-    def hear(self, wanted: str) -> str:
-        """Wait for a word, and return what comes with it."""
+    def hear(self, wanted: str, meanwhile: Callable[[], None] = lambda: None) -> str:
+        """Wait for a word, and return what comes with it; do something again and again meanwhile."""
         end = time.monotonic() + _TIMEOUT
-        while self._readable(end - time.monotonic()):
-            line = self._answers.readline().decode().strip()
-            word, _, rest = line.partition(" ")
-            if word == wanted:
-                return rest
-            if wanted == "on" or not line:
-                break
-        else:
-            line = f"nothing within {_TIMEOUT:g} s"
+        line = f"nothing within {_TIMEOUT:g} s"
+        while time.monotonic() < end:
+            meanwhile()
+            if self._readable(0.02):
+                line = self._answers.readline().decode().strip()
+                word, _, rest = line.partition(" ")
+                if word == wanted:
+                    return rest
+                if wanted == "on" or not line:
+                    break
         raise MachineError(f"{self.name} should be {wanted}; its supervisor says {line!r}\n{self.console()}")
 
     def console(self) -> str:
@@ -99,4 +102,4 @@ class Power:
             raise MachineError(f"the supervisor of {self.name} failed with {code}\n{console}")
 
     def _readable(self, timeout: float) -> bool:
-        return bool(select.select([self._answers], [], [], max(0.0, timeout))[0])
+        return bool(select.select([self._answers], [], [], timeout)[0])

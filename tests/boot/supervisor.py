@@ -84,7 +84,9 @@ class Supervisor:
         cgroup = self._cgroup / f"boot-{self._boot}"
         cgroup.mkdir()
         enter = 'echo 0 >"$0"/cgroup.procs && exec setpriv --pdeathsig KILL -- "$@"'
-        self._nspawn = subprocess.Popen(["sh", "-c", enter, str(cgroup), *_NSPAWN], stdin=subprocess.DEVNULL)
+        self._nspawn = subprocess.Popen(
+            ["sh", "-c", enter, str(cgroup), *_NSPAWN], stdin=subprocess.DEVNULL, stdout=sys.stderr
+        )
         tell(f"on {self._boot}")
         end = time.monotonic() + _PATIENCE
         while self._nspawn.poll() is None and not link_up():
@@ -108,11 +110,15 @@ class Supervisor:
         In this order every process is waited for by its parent, and none left to the host's init, which may be slow.
         """
         payload = self._cgroup / f"boot-{self._boot}/payload"
+        found = False
         for listed in (payload / "init.scope/cgroup.procs", payload / "cgroup.procs"):
             with contextlib.suppress(OSError):
                 for pid in listed.read_text().split():
                     os.kill(int(pid), signal.SIGKILL)
+                    found = True
         if self._nspawn:
+            if not found:  # it has yet to begin
+                self._nspawn.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._nspawn.wait(_PATIENCE)
         remove_cgroup(self._cgroup)
