@@ -32,7 +32,7 @@ def main() -> None:
     for name in [arguments.only] if arguments.only else FAMILIES:
         progress(f"{name}: begun after {time.monotonic() - begun:.0f} s")
         family = FAMILIES[name]
-        sections[name] = Section((family.__doc__ or name).splitlines()[0], tuple(family.measure()))
+        sections[name] = Section((family.__doc__ or name).splitlines()[0].rstrip("."), tuple(family.measure()))
     host = f"kernel {platform.release()}, {_nft()}, {os.cpu_count()} CPUs, python {platform.python_version()}"
     print(render(sections.values()))
     print(f"\n{host}; took {time.monotonic() - begun:.0f} s")

@@ -101,14 +101,23 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+def _state(status: Path) -> str:
+    return str(json.loads(status.read_text(encoding="utf-8"))["state"])
+
+
 class Daemon:
     """A running daemon. SIGTERM at the end makes it lift its rules."""
 
     def __init__(self, process: subprocess.Popen[bytes], status: Path) -> None:
         self._process = process
         self.pid = process.pid
-        until(lambda: status.exists() and json.loads(status.read_text(encoding="utf-8"))["state"] == "protected")
-        self.rest()
+        try:
+            until(lambda: self._ticks() >= 0 and status.exists() and _state(status) == "protected")
+            self.rest()
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
 
     def rest(self) -> None:
         """Wait until it used no CPU for a tenth of a second."""

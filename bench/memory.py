@@ -29,8 +29,8 @@ def measure() -> list[Figure]:
         goal = _GOAL if count == 11 else None
         figures += [
             Figure(f"resident, {count:,} ports", found["VmRSS"], "MiB", _AGAINST, bare["VmRSS"], 1, goal),
-            Figure(f"share of its own (PSS), {count:,} ports", found["Pss"], "MiB", _AGAINST, bare["Pss"], 1),
-            Figure(f"resident at its highest, {count:,} ports", found["VmHWM"], "MiB", _AGAINST, bare["VmHWM"], 1),
+            Figure(f"PSS, {count:,} ports", found["Pss"], "MiB", _AGAINST, bare["Pss"], 1),
+            Figure(f"peak resident, {count:,} ports", found["VmHWM"], "MiB", _AGAINST, bare["VmHWM"], 1),
         ]
     return figures
 

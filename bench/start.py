@@ -27,8 +27,8 @@ _GOAL = Goal(2)
 def measure() -> list[Figure]:
     """Measure starts with 11 ports: milliseconds from exec to the event of the transaction that makes the table.
 
-    The baseline is what cannot be less: `nft -f` of the same script, timed alike, and a start of the bare interpreter,
-    from exec to exit.
+    The baseline is the least that it could take: `nft -f` of the same script, timed alike, and a start of the bare
+    interpreter, from exec to exit. The kernel tells of a transaction as soon as it is in force.
     """
     with Namespace() as namespace, Guard(namespace) as guard:
         guard.run(*guard.python, "apply")  # leaves the boot script that a start looks for
@@ -46,9 +46,7 @@ def measure() -> list[Figure]:
                 "nft": starts.to_live(("nft", "-f", str(script))),
                 "python -m nftguard run": starts.to_live((*guard.python, "run")),
                 "nftguard run": starts.to_live((*guard.console_script, "run")),
-                "nftguard run, no boot script yet": starts.to_live(
-                    (*guard.console_script, "run"), STATE_DIRECTORY=cold
-                ),
+                "nftguard run, no boot script": starts.to_live((*guard.console_script, "run"), STATE_DIRECTORY=cold),
             }
             for name, took in rounds.items():
                 found.setdefault(name, []).append(took)
@@ -77,7 +75,7 @@ class _Starts:
         try:
             if not select.select([self._watch.socket], [], [], 30)[0]:
                 raise TimeoutError(f"{' '.join(command)} made no rules in 30 s")
-            took = (time.monotonic_ns() - begun) / 1e6  # the kernel tells of a transaction once it is in force
+            took = (time.monotonic_ns() - begun) / 1e6
         finally:
             process.kill()  # not SIGTERM: whether it lifts its rules then depends on how far it came
             process.wait()

@@ -127,7 +127,7 @@ class Tap:
             pass
         seen, dropped = struct.unpack("=II", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
         if dropped:
-            raise BufferError(f"the tap lost {dropped} of {seen} packets")
+            raise BufferError(f"the tap lost {dropped} of {seen} packets: the rules stayed away for long")
         return packets
 
     def clear(self) -> None:
