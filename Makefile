@@ -2,7 +2,7 @@
 # sudo make test    install what is missing, then run every check and test
 # sudo make bench   install what is missing, then measure (a few minutes)
 PACKAGES = nftables python3-nftables python3-systemd python3-venv
-TEST_PACKAGES = iproute2 iptables
+TEST_PACKAGES = iproute2 iptables mmdebstrap procps systemd-container
 # The system's own python: only it sees the distribution's nftables and systemd modules.
 PYTHON = /usr/bin/python3
 BIN = .venv/bin

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from nftguard import bootscript, hostinfo, notify, policy, state, status
 from nftguard.errors import ConfigError, NftguardError
 from nftguard.journal import log, log_problems
-from nftguard.model import Counter, Table
+from nftguard.model import Counter, Hook, Table
 from nftguard.pace import FIGHT_AFTER, FIGHT_MOST
 from nftguard.status import Standing, State
 
@@ -32,11 +32,13 @@ class Bulletin:
         self.desired = Table()
         self.standing = Standing(State.UNPROTECTED)
         self.refused: tuple[str, ...] = ()
-        self.suspended = False
+        self.suspended = ""
+        """Why nothing is blocked, and until when; empty as long as something is."""
         self.resync = 0  # seconds
         self.tell_at: float | None = None
         """When, on the monotonic clock, attempts are due to be told."""
-        self._counters: dict[str, Counter] = {}
+        self.counters: dict[str, Counter] = {}
+        """The counters as they were last seen."""
         self._seen: dict[str, float] = {}
         self._attempts = 0
         self._lost = 0
@@ -46,25 +48,33 @@ class Bulletin:
         self._complained: set[Path] = set()
 
     def passed(self, outcome: Outcome, desired: Table) -> None:
-        """Take over what a pass made sure of, and the counters it saw: what rose was seen since the last pass."""
+        """Take over what a pass made sure of, and the counters that it saw."""
         self.desired = desired
         self.standing = Standing(State.DEGRADED if self.refused else State.PROTECTED, self.refused)
-        live = outcome.live.counters if outcome.live else {}
-        for name, counter in live.items():
-            if name in self._counters and counter.packets > self._counters[name].packets:
+        self.count(outcome.live or desired)
+
+    def count(self, live: Table) -> None:
+        """Take over the live counters: what rose was seen since the last time. What is missing keeps its total."""
+        for name, counter in live.counters.items():
+            if name in self.counters and counter.packets > self.counters[name].packets:
                 self._seen[name] = time.time()
-        self._counters = {name: live.get(name, Counter(name)) for name in desired.counters}
-        self._seen = {name: when for name, when in self._seen.items() if name in self._counters}
+        self.counters = {name: live.counters.get(name, kept) for name, kept in self.desired.counters.items()}
+        self._seen = {name: when for name, when in self._seen.items() if name in self.counters}
+
+    def renewed(self, resync: int) -> None:
+        """Take over that a new configuration is in force."""
+        self.refused, self.suspended, self.resync = (), "", resync
+        self.standing = Standing(State.PROTECTED)
 
     def refuse(self, error: NftguardError) -> None:
-        """Record that a reload was refused, each problem once."""
+        """Record that a new configuration was refused, each problem once."""
         self.refused = tuple(str(error).splitlines())
         self.standing = Standing(max(self.standing.state, State.DEGRADED, key=list(State).index), self.refused)
         if isinstance(error, ConfigError):
             log_problems(error)
         count = len(self.refused)
         reason = f"{count} problem{'s' if count > 1 else ''}" if isinstance(error, ConfigError) else str(error)
-        log().error("reload_refused", reason=reason)
+        log().error("renewal_refused", reason=reason)
 
     def failed(self, error: NftguardError, live: Table | None, retry: float) -> None:
         """Record that a pass failed, and what is in force all the same; `retry` is in seconds."""
@@ -75,7 +85,8 @@ class Bulletin:
         """Record a repair: what was found, who did it as far as known, and how long it lasted."""
         self._repairs += 1
         found = outcome.plan.found
-        gap = time.monotonic() - change.at if change else None
+        gap = time.monotonic() - change.at if change else 0.0
+        how = f"changed by {blame(change)}, mended {gap * 1000:.1f} ms after it was seen"
         log().warning(
             "repaired",
             found="; ".join(found[:_NAMED]) + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""),
@@ -85,8 +96,8 @@ class Bulletin:
             command=change.command if change else None,
             unit=hostinfo.unit_of(change.pid, change.command) if change else None,
             cause=cause,
-            gap=f"{gap * 1000:.1f} ms after it was seen" if gap is not None else f"on a {cause}",
-            gap_usec=round(gap * 1e6) if gap is not None else None,
+            how=how if change else f"on a {cause}",
+            gap_usec=round(gap * 1e6) if change else None,
         )
 
     def fought(self, repairs: int, change: Change | None) -> None:
@@ -95,12 +106,20 @@ class Bulletin:
         if str(repairs - FIGHT_AFTER).rstrip("0") == "1":
             log().error("fought", who=blame(change), repairs=repairs, interval=FIGHT_MOST)
 
+    def unsure(self, change: Change) -> None:
+        """Tell that the table was touched and is not looked at yet, because somebody does it again and again."""
+        reason = f"{change.command or 'another program'} keeps changing the rules"
+        if self.standing.reasons != (reason,):
+            self.standing = Standing(State.UNPROTECTED, (reason,))
+            self.tell()
+
     def attempt(self, attempt: Attempt) -> None:
         """Record a blocked attempt."""
-        self._attempts += 1
         name = policy.counter_of(self.desired, attempt.block, attempt.hook, attempt.protocol, attempt.port)
-        if name:
-            self._seen[name] = time.time()
+        if not name:
+            return  # another program logs to our group, or the block is gone by now
+        self._attempts += 1
+        self._seen[name] = time.time()
         by = f" by user id {attempt.uid}" if attempt.uid is not None else ""
         self._last = f"last at {time.strftime('%H:%M:%S')} to {attempt.destination} port {attempt.port}{by}"
         log().info(
@@ -108,12 +127,14 @@ class Bulletin:
             block=attempt.block,
             hook=attempt.hook.value,
             protocol=attempt.protocol.value,
-            source=_bracketed(attempt.source),
+            source=attempt.source,
             source_port=attempt.source_port,
-            destination=_bracketed(attempt.destination),
+            destination=attempt.destination,
             port=attempt.port,
-            uid=attempt.uid if attempt.uid is not None else "unknown",
+            uid=attempt.uid,
             gid=attempt.gid,
+            flow=f"{_at(attempt.source, attempt.source_port)} -> {_at(attempt.destination, attempt.port)}",
+            by=f", user id {attempt.uid}" if attempt.uid is not None else "",
         )
         if self.tell_at is None:
             self.tell_at = time.monotonic() + TELL_EVERY
@@ -126,7 +147,7 @@ class Bulletin:
     def sentence(self) -> str:
         """Say how things are, for `systemctl status`."""
         if self.suspended:
-            return "SUSPENDED: nothing is blocked until `nftguard apply` or a restart"
+            return f"SUSPENDED: nothing is blocked, {self.suspended}"
         if self.standing.state is State.UNPROTECTED:
             return f"UNPROTECTED: {self.standing.reasons[0]}"
         sentence = status.summary(self.desired)
@@ -145,8 +166,10 @@ class Bulletin:
         notify.status(self.sentence())
         document = status.document(
             self.standing,
-            None if self.suspended else replace(self.desired, counters=self._counters),
+            None if self.suspended else replace(self.desired, counters=self.counters),
             seen=self._seen,
+            warnings=warnings(self.desired),
+            at=time.time(),
             daemon={
                 "pid": os.getpid(),
                 "namespace": state.namespace(),
@@ -154,7 +177,8 @@ class Bulletin:
                 "repairs": self._repairs,
                 "attempts": self._attempts,
                 "attempts_lost": self._lost,
-                "suspended": self.suspended,
+                "suspended": self.suspended or None,
+                "owner": "owner" in self.desired.flags and not self.suspended,
             },
         )
         try:
@@ -177,5 +201,13 @@ def blame(change: Change | None) -> str:
     return f"{change.command} (process {change.pid}{f' of {unit}' if unit else ''})"
 
 
-def _bracketed(address: str) -> str:
-    return f"[{address}]" if ":" in address else address
+def warnings(table: Table) -> tuple[str, ...]:
+    """Name what the table cannot reach on this host, although somebody may think that it does."""
+    ways = hostinfo.forwarding()
+    if not ways or Hook.FORWARD in table.chains:
+        return ()
+    return (f"this host forwards ({', '.join(ways)}) and nothing forwarded is blocked: give a block the hook forward",)
+
+
+def _at(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from nftguard import __version__, bootscript
-from nftguard.errors import EX_UNAVAILABLE, BusyError, ConfigError, NftguardError, NotPermittedError
+from nftguard.errors import (
+    ConfigError,
+    NftguardError,
+    NotPermittedError,
+    UnavailableError,
+)
 
 if TYPE_CHECKING:
     from nftguard.control import Answer
@@ -27,6 +32,10 @@ class _Verbs(click.Group):
             return super().invoke(ctx)
         except NftguardError as error:
             _fail(error)
+        except BrokenPipeError:
+            raise  # click ends quietly
+        except OSError as error:
+            _fail(NftguardError(f"{error.strerror}{f': {error.filename}' if error.filename else ''}"))
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(self.commands)  # in the order of their definition, which is that of use
@@ -72,14 +81,14 @@ def check(ctx: click.Context) -> None:
     Changes nothing. Prints every problem with its file and key, and exits with 78, when not. Without privilege the
     kernel is not asked.
     """
-    from nftguard.plan import diff, rebuild
+    from nftguard.plan import rebuild
     from nftguard.status import summary
 
-    desired = _desired(ctx)
+    desired = _desired(ctx, frozenset())
     try:
         kernel = _kernel()
-        live = kernel.snapshot()
-        kernel.check(rebuild(live, desired) if live else diff(live, desired))
+        live, desired = kernel.snapshot(), _desired(ctx, kernel.flags)
+        kernel.check(rebuild(live, desired))
     except NotPermittedError:
         click.echo(f"valid: {summary(desired)}; the kernel was not asked (run as root for that)")
         return
@@ -97,7 +106,8 @@ def plan(ctx: click.Context, exit_code: bool) -> None:
     from nftguard.nftscript import script
     from nftguard.plan import diff
 
-    found = diff(_kernel().snapshot(), _desired(ctx))
+    kernel = _kernel()
+    found = diff(kernel.snapshot(), _desired(ctx, kernel.flags))
     for difference in found.found:
         click.echo(f"# {difference}")
     click.echo(script(found), nl=False)
@@ -115,19 +125,40 @@ def apply(ctx: click.Context) -> None:
     """
     if answer := _ask(ctx, "apply"):
         _print(answer)
-    from nftguard import nftscript, state, status
-    from nftguard.plan import Plan, create
+    from dataclasses import replace
+
+    from nftguard import lastgood, state, status
+    from nftguard.config import load
     from nftguard.reconcile import reconcile
 
     with state.lock():
         mark = bootscript.fingerprint(str(ctx.meta["config"]))
-        desired = _desired(ctx)
-        outcome = reconcile(_kernel(), desired)
+        config = load(ctx.meta["config"])
+        kernel, kept = _kernel(), lastgood.load()
+        good = lastgood.LastGood(config, kept.counters if kept else {}, mark)
+        desired = good.table(kernel.flags)
+        outcome = reconcile(kernel, desired)
+        if outcome.live:
+            good = replace(good, counters=outcome.live.counters)
         try:
-            state.save_boot_script(ctx.meta["config"], nftscript.script(Plan(tuple(create(desired)))), mark)
+            lastgood.save(good, kernel.flags)
         except OSError as error:
             click.echo(f"nftguard: not kept for the next start: {error.strerror}: {error.filename}", err=True)
-    click.echo(f"{status.summary(desired)} ({len(outcome.plan.steps)} changes)")
+    click.echo(f"{status.summary(desired)} ({status.told_changes(len(outcome.plan.steps))})")
+
+
+@cli.command(short_help="Lift the block for a while.")
+@click.option("--for", "duration", metavar="TIME", default="10m", show_default=True, help="How long: 30s, 10m or 2h.")
+@click.pass_context
+def pause(ctx: click.Context, duration: str) -> None:
+    """Lift the block for a while; the running daemon puts it back in force by itself.
+
+    `nftguard apply` or a restart ends the pause at once.
+    """
+    seconds = _seconds(duration)
+    if answer := _ask(ctx, "pause", seconds):
+        _print(answer)
+    raise UnavailableError("no daemon is running that could end the pause; `nftguard remove` lifts the rules for good")
 
 
 @cli.command(short_help="Lift the block.")
@@ -165,13 +196,14 @@ def status(ctx: click.Context, as_json: bool) -> None:
 
     Without privilege it shows the daemon's last word and its age.
     """
-    from nftguard import status as status_
+    from nftguard import standing
+    from nftguard.status import render
 
     try:
-        found, code = _from_kernel(ctx)
+        found, code = standing.from_kernel(ctx.meta["config"])
     except NotPermittedError:
-        found, code = _last_word()
-    click.echo(json.dumps(found) if as_json else status_.render(found))
+        found, code = standing.last_word()
+    click.echo(json.dumps(found) if as_json else render(found))
     sys.exit(code)
 
 
@@ -187,9 +219,10 @@ def run(ctx: click.Context) -> None:
 
     sink = journal.configure()
     try:
+        from nftguard import notify
         from nftguard.daemon import Daemon
 
-        Daemon(ctx.meta["config"], Nftables(ctx.meta["context"]), sink).run()
+        Daemon(ctx.meta["config"], Nftables(ctx.meta["context"], notify.kept()), sink).run()
     except ConfigError as error:
         journal.log_problems(error)
         sys.exit(error.exit_code)
@@ -204,73 +237,31 @@ def _kernel() -> Nftables:
     return Nftables()
 
 
-def _desired(ctx: click.Context) -> Table:
+def _desired(ctx: click.Context, flags: frozenset[str]) -> Table:
     from nftguard import config, policy
 
-    return policy.build(config.load(ctx.meta["config"]))
+    return policy.build(config.load(ctx.meta["config"]), flags)
 
 
-def _ask(ctx: click.Context, verb: str) -> Answer | None:
+def _seconds(text: str) -> int:
+    found = re.fullmatch(r"([1-9]\d{0,4})\s*(s|m|min|h)", text)
+    seconds = int(found[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[found[2]] if found else 0
+    if not 1 <= seconds <= 86400:
+        raise click.BadParameter(f"{text!r} is not a time up to 24h, like 30s, 10m or 2h", param_hint="--for")
+    return seconds
+
+
+def _ask(ctx: click.Context, verb: str, seconds: int = 0) -> Answer | None:
     from nftguard import control, state
 
-    request = control.Request(verb, str(ctx.meta["config"].absolute()), state.namespace())
-    return control.ask(Path(bootscript.run_dir()) / "control", request)
+    request = control.Request(verb, str(ctx.meta["config"].absolute()), state.namespace(), seconds)
+    return control.ask(_control(), request)
+
+
+def _control() -> Path:
+    return Path(bootscript.run_dir()) / "control"
 
 
 def _print(answer: Answer) -> NoReturn:
     click.echo(answer.text, err=answer.exit != 0)
     sys.exit(answer.exit)
-
-
-def _from_kernel(ctx: click.Context) -> tuple[dict[str, Any], int]:
-    from nftguard import hostinfo, state, status
-
-    live = _kernel().snapshot()
-    desired: Table | None = None
-    problems: tuple[str, ...] = ()
-    try:
-        desired = _desired(ctx)
-    except ConfigError as error:
-        problems = tuple(map(str, error.problems))
-    standing = status.judge(live, desired, problems)
-    ways = hostinfo.forwarding()
-    warnings = (
-        (f"this host forwards ({', '.join(ways)}) and nothing forwarded is blocked",)
-        if ways and not (live and "forward" in live.chains)
-        else ()
-    )
-    word = state.read_status() if _daemon_runs() else None
-    if word and word["daemon"]["namespace"] != state.namespace():
-        word = None  # it guards another
-    seen = {_name(row): row["last_seen"] for row in (word or {}).get("ports", []) if row["last_seen"]}
-    found = status.document(standing, live, seen=seen, warnings=warnings, daemon=(word or {}).get("daemon"))
-    return found, standing.state.exit_code
-
-
-def _name(row: dict[str, Any]) -> str:
-    return f"{row['block']}.{row['hook']}.{row['protocol']}.{row['port']}"
-
-
-def _daemon_runs() -> bool:
-    from nftguard import state
-
-    try:
-        state.lock().close()
-    except BusyError:
-        return True
-    return False
-
-
-def _last_word() -> tuple[dict[str, Any], int]:
-    from nftguard import state
-    from nftguard.status import STALE, State
-
-    word = state.read_status()
-    if word is None:
-        click.echo("nftguard: no word from a daemon, and the kernel tells only root; run as root", err=True)
-        sys.exit(EX_UNAVAILABLE)
-    age = round(time.time() - word["at"])
-    stale = time.time() > word["stale_after"]
-    count = ", too old to count" if stale else ""
-    word["warnings"] += [f"this is the daemon's word of {age} s ago{count}; only root may ask the kernel"]
-    return word, STALE if stale else State(word["state"]).exit_code

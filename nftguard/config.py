@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import string
 import tomllib
 from difflib import get_close_matches
@@ -46,7 +48,7 @@ def _name(value: str) -> str:
 
 
 def _text(value: object) -> object:
-    if not isinstance(value, str):  # ValueError: pydantic turns no TypeError into a message of ours
+    if not isinstance(value, str):  # ValueError: pydantic turns no other into a message of ours
         raise ValueError(f"is a string in quotes, not {_toml(value)}")
     return value
 
@@ -86,7 +88,8 @@ def _prefix(value: str) -> str:
         raise ValueError(f"{error}; write a brace as {{{{ or }}}}") from None
     for _, name, spec, conversion in parts:
         if name is not None and (name not in _PREFIX_FIELDS or spec or conversion):
-            raise ValueError(f"no field {{{name}}}; there are {', '.join(f'{{{known}}}' for known in _PREFIX_FIELDS)}")
+            known = ", ".join(f"{{{field}}}" for field in _PREFIX_FIELDS)
+            raise ValueError(f"no field {{{name}{'…' * bool(spec or conversion)}}}; there are {known}, as they are")
     if found := _PREFIX_REFUSED.search(value):
         raise ValueError(f"nft cannot take {found[0]!r} in a log prefix; use printable ASCII without quotes, \\ and $")
     return value
@@ -130,6 +133,7 @@ class Service(_Strict):
     """`[service]`: how the daemon behaves."""
 
     on_stop: Literal["remove", "keep"] = "remove"
+    ownership: Literal["auto", "off"] = "auto"
     resync: Annotated[int, PlainValidator(_resync)] = 300  # seconds
 
 
@@ -144,10 +148,13 @@ class Config(_Strict):
 def files(path: Path) -> list[Path]:
     """List the file and its drop-ins (`/etc/nftguard.toml`: `/etc/nftguard.d/*.toml`) in the order they are read.
 
-    Raises OSError when the folder of drop-ins cannot be listed.
+    Raises OSError when the folder of drop-ins is there, but cannot be listed.
     """
-    folder = path.with_suffix(".d")
-    return [path, *(sorted(folder.glob("*.toml")) if folder.is_dir() else [])]
+    folder = path.parent / f"{path.stem}.d"
+    try:
+        return [path, *sorted(file for file in folder.iterdir() if file.suffix == ".toml" and file.name[0] != ".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return [path]
 
 
 def load(path: Path) -> Config:
@@ -161,7 +168,7 @@ def load(path: Path) -> Config:
     try:
         paths = files(path)
     except OSError as error:
-        raise ConfigError((Problem(str(path.with_suffix(".d")), "", _os_error(error)),)) from None
+        raise ConfigError((Problem(str(error.filename), "", _os_error(error)),)) from None
     for file in paths:
         try:
             part = Config.model_validate(_read(file))
@@ -183,12 +190,15 @@ def load(path: Path) -> Config:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
+    # A FIFO would be waited for.
+    with open(file, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise ValueError("is not a regular file")
         data = stream.read(MAX_FILE + 1)
     if len(data) > MAX_FILE:
         raise ValueError("is larger than 1 MiB; that is no configuration of nftguard")
     try:
-        return tomllib.loads(data.decode())
+        return tomllib.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise ValueError("is not UTF-8 text") from None
     except tomllib.TOMLDecodeError as error:
@@ -266,7 +276,7 @@ def _problem(file: str, detail: ErrorDetails) -> Problem:
     elif kind == "too_short":
         message = "is empty; list at least one"
     elif kind in {"model_type", "model_attributes_type", "tuple_type"}:
-        message = f"is {_toml(value)}; write it as {_shape(key)}"
+        message = f"is {_toml(value)}; write it as {'[[block]]' if key.startswith('block') else f'a table: [{key}]'}"
     else:
         message = f"{_toml(value)}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
     return Problem(file, key, message)
@@ -277,12 +287,11 @@ def _keys(loc: tuple[int | str, ...]) -> list[str]:
     return list((models[str(loc[0])] if loc else Config).model_fields)
 
 
-def _shape(key: str) -> str:
-    return "[[block]]" if key.startswith("block") else f"a table: [{key}]"
-
-
 def _toml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of more than 4,300 digits; a table nested too deeply
+        text = "a value beyond all measure"
     return text if len(text) <= 60 else f"{text[:57]}..."

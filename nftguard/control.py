@@ -6,6 +6,7 @@ One request, one answer, each a JSON object in one message:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -31,6 +32,7 @@ class Request:
     verb: str
     config: str
     namespace: int
+    seconds: int = 0  # for `pause`
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +76,27 @@ class Server:
 
     def answer(self, client: socket.socket) -> None:
         """Read the client's request, carry it out, answer, and let the client go."""
-        try:
-            answer = self._handle(Request(**json.loads(client.recv(_MOST))))
-            text = json.dumps({"exit": answer.exit, "text": answer.text[: _MOST // 8]})
-            client.send(text.encode())
-        except (OSError, KeyError, TypeError, ValueError):
-            pass  # gone, or not one of ours
-        finally:
-            self.clients.remove(client)
-            client.close()
+        self.clients.remove(client)
+        with client:
+            try:
+                request = Request(**json.loads(client.recv(_MOST)))
+            except (OSError, TypeError, ValueError, RecursionError):
+                return  # gone, or not one of ours
+            answer = self._handle(request)
+            with contextlib.suppress(OSError):  # gone meanwhile
+                client.send(json.dumps({"exit": answer.exit, "text": answer.text[: _MOST // 8]}).encode())
 
     def close(self) -> None:
         """Close the socket and every client."""
         self._path.unlink(missing_ok=True)
         for sock in (self.socket, *self.clients):
             sock.close()
+
+
+def listening(path: Path) -> bool:
+    """Whether a daemon is there."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as sock:
+        return sock.connect_ex(str(path)) == 0
 
 
 def ask(path: Path, request: Request) -> Answer | None:

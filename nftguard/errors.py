@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 EX_FAILED = 1
@@ -48,13 +49,14 @@ class KernelError(NftguardError):
         self.reason = reason
 
 
-class NotPermittedError(KernelError):
-    """The command needs CAP_NET_ADMIN, or another program owns the table."""
+class NotPermittedError(NftguardError):
+    """What was to be done (`command`) needs a privilege that this process lacks, or another process owns the table."""
 
     exit_code = EX_NOPERM
 
     def __init__(self, command: str) -> None:
-        super().__init__(command, "not permitted; run nftguard as root (it needs CAP_NET_ADMIN)")
+        why = "needs root, or CAP_NET_ADMIN" if os.geteuid() else "CAP_NET_ADMIN is missing, or another owns the table"
+        super().__init__(f"cannot {command}: not permitted; {why}")
 
 
 class UnavailableError(NftguardError):

@@ -22,8 +22,8 @@ class Event:
 
 
 EVENTS = {
-    "applied": Event("ab4861976b4e44d1a6f6922009657557", "{summary} ({cause}, {changes} changes)"),
-    "repaired": Event("acf1dee5ffcb45ec97a011c92426e9fa", "rules repaired: {found}; changed by {who}, mended {gap}"),
+    "applied": Event("ab4861976b4e44d1a6f6922009657557", "{summary} ({cause}: {changes})"),
+    "repaired": Event("acf1dee5ffcb45ec97a011c92426e9fa", "rules repaired: {found}; {how}"),
     "fought": Event(
         "16d5a929c84c49b487d4b477c83dac2b",
         "another program keeps changing the rules ({who}): {repairs} repairs so far; they slow down to one every "
@@ -31,26 +31,28 @@ EVENTS = {
     ),
     "blocked": Event(
         "c34ca139f3274ba5a71e3066578b648c",
-        "blocked {protocol} {source}:{source_port} -> {destination}:{port} on {hook} (block {block}, user id {uid})",
+        "blocked {protocol} {flow} on {hook} (block {block}{by})",
     ),
     "attempts_lost": Event(
         "7de655c2227e43e0a5a035ca35fb7601", "{lost} blocked attempts could not be told: too many at once or malformed"
     ),
     "attempts_unread": Event("32e273d58f11468d844f638af2011b1c", "{reason}; they are counted all the same"),
     "config_refused": Event("e68299ff74bf4e9cbbc13ecfb5bd8a4b", "{problem}"),
-    "reload_refused": Event("298d3006c0bf420d934f4d8669a29fba", "reload refused ({reason}); the old rules stay"),
+    "renewal_refused": Event(
+        "298d3006c0bf420d934f4d8669a29fba", "new configuration refused ({reason}); the last good rules stay in force"
+    ),
     "apply_failed": Event("ba829a4cef604c9ebcce64b1182c6835", "{reason}; trying again in {retry} s"),
     "not_started": Event("86567b54519b4983b451db057db250b4", "not started: {reason}"),
+    "not_lifted": Event("583a552c9c8b40a3951492233fd2e0c5", "the rules could not be lifted: {reason}"),
     "removed": Event("ec9d0f39cbc84e10b250e0f5a7c51eed", "rules lifted ({cause}): nothing is blocked"),
-    "kept": Event("dfbaddc4464f477488747db185fe26e2", 'stopped; the rules stay in force (on_stop = "keep")'),
+    "kept": Event("dfbaddc4464f477488747db185fe26e2", "stopped; the rules stay in force ({why})"),
     "state_unwritable": Event(
         "3922bf22289e4f0b965e653f0dd2b623",
         "{path} cannot be written: {reason}; the rules are in force all the same",
     ),
     "forward_open": Event(
         "be9e1d5f01e64153854042335ec5d32a",
-        "this host forwards ({ways}) and nothing forwarded is blocked: containers and VPN clients can send; add "
-        'hooks = ["output", "forward"] to a block',
+        "{warning}",
     ),
     "records_dropped": Event(
         "3d4d94c9b7ca48e5b779346e75afda6f", "{dropped} records were dropped while journald took none"

@@ -19,6 +19,15 @@ def unit_of(pid: int, command: str, proc: Path = PROC) -> str:
         lines = (proc / f"{pid}/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
+    return _unit(lines)
+
+
+def own_unit(proc: Path = PROC) -> str:
+    """Name the systemd unit that this process belongs to; empty where there is none."""
+    return _unit(_read(proc / "self/cgroup").splitlines())
+
+
+def _unit(lines: list[str]) -> str:
     # "0::/system.slice/ssh.service" (cgroup v2), "1:name=systemd:/…" (v1, and systemd's tree on hybrid hosts)
     for line in lines:
         _, _, rest = line.partition(":")

@@ -66,7 +66,7 @@ class JournalSink:
             self._queue.popleft()
         if self.dropped:
             dropped, self.dropped = self.dropped, 0
-            structlog.get_logger().warning("records_dropped", dropped=dropped)
+            log().warning("records_dropped", dropped=dropped)
 
     def close(self) -> None:
         """Close the connection; the next record opens one anew."""

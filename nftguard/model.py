@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 FAMILY = "inet"
 TABLE = "nftguard"
 
+OWNED = frozenset({"owner", "persist"})
+"""The flags of a table that only its owner may change, and that outlives it (nft 1.1.0, Linux 6.9)."""
+
+ORPHAN = frozenset({"persist"})
+"""The flags that such a table has left when its owner's socket is closed: anybody may change or adopt it."""
+
 
 class Hook(StrEnum):
     """Where in the kernel's path of a packet a block applies."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 NLM_F_REQUEST, NLM_F_ACK = 1, 4
 NLMSG_ERROR = 2
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
+NFNL_SUBSYS_NFTABLES, NFNL_SUBSYS_ULOG, NFPROTO_INET = 10, 4, 1
+NFGENMSG = 4  # bytes: family, version, resource id; the attributes follow
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _SO_RCVBUFFORCE = 33  # beyond net.core.rmem_max, with CAP_NET_ADMIN
 
@@ -33,8 +35,8 @@ class Message(NamedTuple):
     body: bytes
 
 
-def listen(family: int, groups: tuple[int, ...], receive_buffer: int) -> socket.socket:
-    """Open a non-blocking socket that hears the multicast groups. Raises OSError."""
+def open_socket(family: int, receive_buffer: int, *groups: int) -> socket.socket:
+    """Open a non-blocking socket that hears the multicast groups; `receive_buffer` in bytes. Raises OSError."""
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, family)
     try:
         try:
@@ -71,9 +73,9 @@ def attributes(data: bytes, at: int = 0) -> Iterator[tuple[int, bytes]]:
         at += length + 3 & ~3
 
 
-def message(kind: int, body: bytes, flags: int = NLM_F_REQUEST | NLM_F_ACK, sequence: int = 0) -> bytes:
+def message(kind: int, body: bytes, flags: int = NLM_F_REQUEST | NLM_F_ACK) -> bytes:
     """Build a message."""
-    return _HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + body
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags, 0, 0) + body
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -92,7 +94,10 @@ def raise_for_error(found: Message) -> bool:
 
 
 def receive(sock: socket.socket, most: int) -> tuple[list[bytes], bool]:
-    """Read up to `most` datagrams that wait; the second value is True when the kernel says that some were lost."""
+    """Read up to `most` datagrams that wait; the second value is True when the kernel says that some were lost.
+
+    Raises OSError when the socket is of no more use.
+    """
     found: list[bytes] = []
     for _ in range(most):
         try:

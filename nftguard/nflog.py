@@ -20,8 +20,7 @@ from nftguard.model import Hook, Protocol
 _BATCH = 256  # datagrams read at a time
 _BUFFER = 4 << 20
 
-_NFNL_SUBSYS_ULOG = 4
-_PACKET, _CONFIG = _NFNL_SUBSYS_ULOG << 8, _NFNL_SUBSYS_ULOG << 8 | 1
+_PACKET, _CONFIG = netlink.NFNL_SUBSYS_ULOG << 8, netlink.NFNL_SUBSYS_ULOG << 8 | 1
 _CFG_CMD, _CFG_MODE, _CFG_TIMEOUT, _CFG_QTHRESH, _CFG_FLAGS = 1, 2, 4, 5, 6
 _CMD_BIND, _COPY_PACKET, _FLAG_SEQ = 1, 2, 1
 _PACKET_HDR, _PAYLOAD, _PREFIX, _UID, _SEQ, _GID = 1, 9, 10, 11, 12, 14
@@ -62,7 +61,7 @@ class Reader:
         self._lost = 0
         self._next: int | None = None
         try:
-            self.socket = netlink.listen(netlink.NETLINK_NETFILTER, (), _BUFFER)
+            self.socket = netlink.open_socket(netlink.NETLINK_NETFILTER, _BUFFER)
         except OSError as error:
             raise UnavailableError(f"blocked attempts cannot be read from the kernel: {error.strerror}") from None
         try:
@@ -98,7 +97,7 @@ class Reader:
             for kind, body in netlink.messages(data):
                 if kind != _PACKET:
                     continue
-                found = dict(netlink.attributes(body, 4))
+                found = dict(netlink.attributes(body, netlink.NFGENMSG))
                 self._follow(found.get(_SEQ, b""))
                 attempt = decode(found)
                 if attempt:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from nftguard.model import (
     FAMILY,
+    OWNED,
     TABLE,
     Base,
     Chain,
@@ -29,6 +30,7 @@ from nftguard.plan import (
     AddElements,
     AddRule,
     AddTable,
+    Adopt,
     Delete,
     DeleteElements,
     DeleteTable,
@@ -59,9 +61,11 @@ def script(plan: Plan) -> str:
 def _step(step: Step) -> str:
     table = f"{FAMILY} {TABLE}"
     match step:
-        case AddTable():
+        case AddTable(flags):
             # create, not add: a table that another writer made in the meantime must not be mixed with ours.
-            return f"create table {table}"
+            return f"create table {table}{_flags(flags)}"
+        case Adopt():
+            return f"add table {table}{_flags(OWNED)}"
         case DeleteTable():
             return f"delete table {table}"
         case Add(thing):
@@ -76,6 +80,10 @@ def _step(step: Step) -> str:
             return f"add element {table} {name} {{ {_elements(elements)} }}"
         case DeleteElements(name, keys):
             return f"delete element {table} {name} {{ {', '.join(map(str, keys))} }}"
+
+
+def _flags(flags: frozenset[str]) -> str:
+    return f" {{ flags {', '.join(sorted(flags))}; }}" if flags else ""
 
 
 def _declaration(thing: Chain | Map | FlowSet | Counter) -> str:

@@ -15,20 +15,29 @@ except ImportError:
         "python3 (or a virtual environment with --system-site-packages)"
     ) from None
 
+_STORED = "nftables"
+
+
+def _line(text: str) -> str:
+    """Make one line of what may hold anything: a line break would begin another variable, a zero byte is refused."""
+    return " ".join(text.replace("\0", " ").split()).encode(errors="replace").decode()
+
 
 def ready(status: str) -> None:
     """Tell that start or reload is done and the rules are live."""
-    daemon.notify(f"READY=1\nSTATUS={status}")
+    daemon.notify(f"READY=1\nSTATUS={_line(status)}")
 
 
 def reloading(status: str) -> None:
     """Tell that a reload began; `ready` ends it. systemd pairs them by the monotonic time (sd_notify(3))."""
-    daemon.notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}\nSTATUS={status}")
+    daemon.notify(
+        f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}\nSTATUS={_line(status)}"
+    )
 
 
 def status(text: str) -> None:
     """Tell how things are, in the line that `systemctl status` shows."""
-    daemon.notify(f"STATUS={text}")
+    daemon.notify(f"STATUS={_line(text)}")
 
 
 def alive() -> None:
@@ -38,7 +47,21 @@ def alive() -> None:
 
 def stopping(status: str) -> None:
     """Tell that the service ends."""
-    daemon.notify(f"STOPPING=1\nSTATUS={status}")
+    daemon.notify(f"STOPPING=1\nSTATUS={_line(status)}")
+
+
+def keep(descriptor: int) -> None:
+    """Give systemd a copy of a descriptor, to be handed to the next process of this service (FDSTORE, sd_notify(3)).
+
+    Without FDPOLL=0 systemd would drop it on the first thing it hears on it.
+    """
+    daemon.notify(f"FDSTORE=1\nFDNAME={_STORED}\nFDPOLL=0", fds=[descriptor])
+
+
+def kept() -> int | None:
+    """Give the descriptor that an earlier process of this service had kept; None where there is none."""
+    found = daemon.listen_fds_with_names()
+    return next((descriptor for descriptor, name in found.items() if name == _STORED), None)
 
 
 def watchdog_interval() -> float | None:

@@ -24,8 +24,8 @@ SETTLE = 0.2  # seconds that a network change waits for those that come with it
 NETWORK_EVERY = 2.0  # seconds between two runs that network changes ask for
 RETRY_FIRST, RETRY_MOST = 1.0, 60.0  # seconds after a failed run, doubling
 FIGHT_AFTER = 20  # repairs at once; from then on another program is fighting us
-FIGHT_FIRST, FIGHT_MOST = 0.05, 5.0  # seconds between repairs in a fight, doubling
-CALM = 60.0  # seconds without a repair that end a fight
+FIGHT_FIRST, FIGHT_MOST = 0.1, 1.0  # seconds between repairs in a fight, doubling
+CALM = 10.0  # seconds without a repair that end a fight
 
 
 class Pace:
@@ -89,4 +89,4 @@ class Pace:
 
     def _fight_interval(self) -> float:
         beyond = min(self.repairs - FIGHT_AFTER, 16)
-        return min(FIGHT_FIRST * 2**beyond, FIGHT_MOST) if beyond > 0 else 0.0
+        return min(FIGHT_FIRST * 2 ** (beyond - 1), FIGHT_MOST) if beyond > 0 else 0.0

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from nftguard.model import ORPHAN, OWNED
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from nftguard.model import Chain, Counter, FlowSet, Map, Rule, Table, Verdict
+    from nftguard.model import Base, Chain, Counter, FlowSet, Map, Rule, Table, Verdict
     from nftguard.ports import Ports
 
 Kind = Literal["chain", "map", "set", "counter"]
@@ -17,6 +19,13 @@ Kind = Literal["chain", "map", "set", "counter"]
 @dataclass(frozen=True, slots=True)
 class AddTable:
     """Create the table; refused where it exists."""
+
+    flags: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Become the owner of a table that lost its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +80,7 @@ class DeleteElements:
     keys: tuple[Ports, ...]
 
 
-Step = AddTable | DeleteTable | Add | Delete | Flush | AddRule | AddElements | DeleteElements
+Step = AddTable | Adopt | DeleteTable | Add | Delete | Flush | AddRule | AddElements | DeleteElements
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,7 @@ class Plan:
 def diff(live: Table | None, desired: Table) -> Plan:
     """Plan the smallest change. What stays as it is is not touched and keeps its counter values."""
     if live is None:
-        return Plan(tuple(create(desired)), ("the table is missing",))
+        return rebuild(live, desired)
     found = tuple(_differences(live, desired))
     if not found:
         return Plan()
@@ -98,8 +107,10 @@ def diff(live: Table | None, desired: Table) -> Plan:
     return Plan(tuple(_update(live, desired)), found)
 
 
-def rebuild(live: Table, desired: Table) -> Plan:
-    """Plan to replace the whole table in one transaction, carrying the counters' values over."""
+def rebuild(live: Table | None, desired: Table) -> Plan:
+    """Plan to make the whole table anew in one transaction, carrying the counters' values over."""
+    if live is None:
+        return Plan(tuple(create(desired)), ("the table is missing",))
     kept = {name: live.counters.get(name, counter) for name, counter in desired.counters.items()}
     steps = (DeleteTable(), *create(replace(desired, counters=kept)))
     return Plan(steps, tuple(_differences(live, desired)))
@@ -116,7 +127,7 @@ def create(desired: Table) -> Iterator[Step]:
     Chains stand before maps: nft 1.0.6 sends an interval map's elements with the map's declaration, and the kernel
     refuses a verdict whose chain does not exist yet. Rules come last, since they name maps and sets.
     """
-    yield AddTable()
+    yield AddTable(desired.flags)
     for things in (desired.chains, desired.counters, desired.sets, desired.maps):
         yield from (Add(thing) for thing in things.values())
     yield from (AddElements(made.name, made.elements) for made in desired.maps.values() if made.elements)
@@ -125,21 +136,23 @@ def create(desired: Table) -> Iterator[Step]:
 
 def _differences(live: Table, desired: Table) -> Iterator[str]:
     if live.flags != desired.flags:
-        yield f"the table has the flags {', '.join(sorted(live.flags)) or 'none'}"
-        return  # what a table with other flags holds was not read
+        if live.flags - OWNED or not desired.flags:
+            yield f"the table has the flags {', '.join(sorted(live.flags)) or 'none'}"
+            return  # what a table with other flags holds was not read
+        yield "the table has no owner"
     yield from (f"{name} does not belong here" for name in sorted(live.foreign))
     kinds = (("chain", live.chains, desired.chains), ("map", live.maps, desired.maps), ("set", live.sets, desired.sets))
     for kind, have, want in kinds:
         yield from (f"{kind} {name} is missing" for name in want if name not in have)
         yield from (f"{kind} {name} does not belong here" for name in have if name not in want)
-    for name in desired.chains.keys() & live.chains.keys():
+    for name in (name for name in desired.chains if name in live.chains):
         yield from _chain_differences(live.chains[name], desired.chains[name])
-    for name in desired.maps.keys() & live.maps.keys():
+    for name in (name for name in desired.maps if name in live.maps):
         yield from _map_differences(live.maps[name], desired.maps[name])
     yield from (
         f"set {name} is declared differently"
-        for name in desired.sets.keys() & live.sets.keys()
-        if live.sets[name] != desired.sets[name]
+        for name, want in desired.sets.items()
+        if name in live.sets and live.sets[name] != want
     )
     yield from (f"counter {name} is missing" for name in desired.counters if name not in live.counters)
     yield from (f"counter {name} does not belong here" for name in live.counters if name not in desired.counters)
@@ -147,13 +160,13 @@ def _differences(live: Table, desired: Table) -> Iterator[str]:
 
 def _chain_differences(live: Chain, desired: Chain) -> Iterator[str]:
     if live.base != desired.base:
-        yield f"chain {live.name} is hooked differently: {_told(live.base)}, not {_told(desired.base)}"
+        yield f"chain {live.name} has {_told(live.base)} instead of {_told(desired.base)}"
     if live.rules != desired.rules:
         yield f"chain {live.name} has other rules"
 
 
-def _told(base: object) -> str:
-    return str(base) if base else "at no hook"
+def _told(base: Base | None) -> str:
+    return f"{base.type} hook {base.hook} priority {base.priority} policy {base.policy}" if base else "no hook"
 
 
 def _map_differences(live: Map, desired: Map) -> Iterator[str]:
@@ -172,7 +185,7 @@ def _map_differences(live: Map, desired: Map) -> Iterator[str]:
 def _unfit(live: Table, desired: Table) -> bool:
     """Whether something differs that no change in place can mend (or that nobody should have touched)."""
     return bool(
-        live.flags != desired.flags
+        (live.flags != desired.flags and not _adoptable(live, desired))
         or live.foreign
         or any(name in live.sets and live.sets[name] != want for name, want in desired.sets.items())
         or any(name in live.maps and _unfit_map(live.maps[name], want) for name, want in desired.maps.items())
@@ -183,12 +196,18 @@ def _unfit(live: Table, desired: Table) -> bool:
     )
 
 
+def _adoptable(live: Table, desired: Table) -> bool:
+    return (live.flags, desired.flags) == (ORPHAN, OWNED)
+
+
 def _unfit_map(live: Map, desired: Map) -> bool:
     return (live.value, live.interval, live.foreign) != (desired.value, desired.interval, desired.foreign)
 
 
 def _update(live: Table, desired: Table) -> Iterator[Step]:
     """Order: what is added is declared, what changes is emptied, then filled, and what goes is deleted last."""
+    if _adoptable(live, desired):
+        yield Adopt()
     changed = [
         chain
         for name, chain in desired.chains.items()

@@ -57,12 +57,13 @@ It also bounds what a flood can cost us: libnftables reads a table with every el
 RANGES = ".ranges"
 
 
-def build(config: Config) -> Table:
-    """Build the table that the configuration asks for."""
+def build(config: Config, flags: frozenset[str] = frozenset()) -> Table:
+    """Build the table that the configuration asks for; `flags` are those that this kernel can give it."""
+    flags = flags if config.service.ownership == "auto" else frozenset()
     table = _Builder(config)
     for hook in Hook:
         table.hook(hook)
-    return Table(chains=table.chains, maps=table.maps, sets=table.sets, counters=table.counters)
+    return Table(table.chains, table.maps, table.sets, table.counters, flags)
 
 
 def counter_name(block: str, hook: str, protocol: str, ports: Ports) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 WIDE = 64
 """From this many ports on, a range stays one element of an interval map, with one counter.
@@ -35,22 +35,18 @@ class Ports:
         return len(self) >= WIDE
 
 
-def resolve(wanted: Iterable[Ports], unwanted: Iterable[Ports]) -> tuple[Ports, ...]:
+def resolve(wanted: Sequence[Ports], unwanted: Sequence[Ports]) -> tuple[Ports, ...]:
     """Fold what is listed twice, take out what is excepted, and list narrow ranges port by port.
 
     What remains is sorted and does not overlap. A port inside one of the block's own wide ranges belongs to it.
     """
-    unwanted = list(unwanted)
-    wide = merge(ports for ports in wanted if ports.wide)
-    remaining = [rest for ports in wide for rest in _without(ports, unwanted)]
-    single = {
-        port
-        for ports in [*(ports for ports in wanted if not ports.wide), *(rest for rest in remaining if not rest.wide)]
-        for port in range(ports.first, ports.last + 1)
-        if not any(ports.first <= port <= ports.last for ports in unwanted)
-        and not any(rest.wide and rest.first <= port <= rest.last for rest in remaining)
-    }
-    return tuple(sorted([*(Ports(port, port) for port in single), *(rest for rest in remaining if rest.wide)]))
+    holes = merge(unwanted)
+    stretches = [rest for ports in merge(ports for ports in wanted if ports.wide) for rest in _without(ports, holes)]
+    wide = [rest for rest in stretches if rest.wide]
+    narrow = [ports for ports in wanted if not ports.wide] + [rest for rest in stretches if not rest.wide]
+    single = {port for ports in narrow for port in range(ports.first, ports.last + 1)}
+    single -= {port for ports in [*holes, *wide] for port in range(ports.first, ports.last + 1)}
+    return tuple(sorted([*(Ports(port, port) for port in single), *wide]))
 
 
 def merge(ranges: Iterable[Ports]) -> list[Ports]:
@@ -64,9 +60,9 @@ def merge(ranges: Iterable[Ports]) -> list[Ports]:
     return merged
 
 
-def _without(ports: Ports, unwanted: Iterable[Ports]) -> list[Ports]:
+def _without(ports: Ports, holes: Iterable[Ports]) -> list[Ports]:
     rest, first = [], ports.first
-    for hole in merge(unwanted):
+    for hole in holes:
         if hole.last < first or hole.first > ports.last:
             continue
         if hole.first > first:

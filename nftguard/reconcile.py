@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nftguard.errors import KernelError, NotPermittedError
+from nftguard.errors import KernelError
 from nftguard.plan import Plan, diff, rebuild
 
 if TYPE_CHECKING:
@@ -26,7 +26,9 @@ class Outcome:
 def reconcile(kernel: Kernel, desired: Table, working: Callable[[], None] = lambda: None) -> Outcome:
     """Make the kernel's table the desired one; call `working` once it is clear that there is something to do.
 
-    Raises KernelError when the kernel refused; the live table is then what it was before.
+    Counters that are made anew begin with the values that the desired table gives them.
+
+    Raises KernelError when the kernel refused, and NotPermittedError; the live table is then what it was before.
     """
     live = kernel.snapshot()
     plan = diff(live, desired)
@@ -35,12 +37,10 @@ def reconcile(kernel: Kernel, desired: Table, working: Callable[[], None] = lamb
     working()
     try:
         kernel.apply(plan)
-    except NotPermittedError:
-        raise
     except KernelError:
         # Somebody changed the table since the snapshot, or left something in it that cannot be changed in place
         # (a rule of theirs that refers to a chain of ours): look again, and replace the table whole.
         live = kernel.snapshot()
-        plan = rebuild(live, desired) if live else diff(live, desired)
+        plan = rebuild(live, desired)
         kernel.apply(plan)
     return Outcome(live, plan)

@@ -1,14 +1,15 @@
-"""Files that outlive a process: the boot script, the daemon's last word, the single-instance lock."""
+"""Files that outlive a process: written whole, the daemon's last word, the single-instance lock."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 from pathlib import Path
 from typing import IO, Any
 
-from nftguard import bootscript
+from nftguard import __version__, bootscript
 from nftguard.errors import BusyError, NotPermittedError, UnavailableError
 
 
@@ -22,6 +23,9 @@ def write(path: Path, text: str, mode: int = 0o644) -> None:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
+            if os.geteuid() == 0:  # what a verb writes as root, the service's own user must be able to replace
+                owner = path.parent.stat()
+                os.fchown(stream.fileno(), owner.st_uid, owner.st_gid)
         part.rename(path)
     except OSError:
         part.unlink(missing_ok=True)
@@ -33,28 +37,26 @@ def namespace() -> int:
     return Path("/proc/self/ns/net").stat().st_ino
 
 
-def save_boot_script(config: Path, script: str, mark: str) -> None:
-    """Keep the script for the next start, if the configuration is still the one that it was built from."""
-    if bootscript.fingerprint(str(config)) == mark:
-        write(Path(bootscript.state_dir()) / bootscript.NAME, bootscript.compose(mark, script), 0o600)
-
-
 def write_status(document: dict[str, Any]) -> None:
     """Write the daemon's last word for those who may not ask the kernel. Raises OSError."""
-    write(Path(bootscript.run_dir()) / "status.json", json.dumps(document))
+    write(Path(bootscript.run_dir()) / "status.json", json.dumps(document | {"version": __version__}))
 
 
 def read_status() -> dict[str, Any] | None:
-    """Read the daemon's last word; None where there is none."""
+    """Read the daemon's last word; None where there is none, or one of another version."""
     try:
         document = json.loads((Path(bootscript.run_dir()) / "status.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return document if isinstance(document, dict) else None
+    known = isinstance(document, dict) and document.get("version") == __version__
+    return document if known else None
 
 
 def lock() -> IO[str]:
-    """Take the single-instance lock; it is held until the file is closed. Raises BusyError."""
+    """Take the single-instance lock; it is held until the file is closed.
+
+    Raises BusyError, NotPermittedError, and UnavailableError where the folder is of no use.
+    """
     path = Path(bootscript.run_dir()) / "lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +74,7 @@ def lock() -> IO[str]:
         raise BusyError(
             f"another nftguard is running (process {who}, lock {path}); `nftguard status` shows it"
         ) from None
-    stream.truncate(0)
-    stream.write(f"{os.getpid()}\n")
-    stream.flush()
+    with contextlib.suppress(OSError):  # a full /run costs only the name in somebody's message
+        os.truncate(stream.fileno(), 0)
+        os.write(stream.fileno(), f"{os.getpid()}\n".encode())
     return stream

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from nftguard import plan
-from nftguard.model import Hook
+from nftguard.model import ORPHAN, OWNED, Chain, Hook, Vmap
 from nftguard.policy import blocked
 from nftguard.ports import merge
 
@@ -49,14 +48,16 @@ def judge(live: Table | None, desired: Table | None, problems: tuple[str, ...] =
     if live is None:
         return Standing(State.UNPROTECTED, (*problems, "the table is missing: nothing is blocked"))
     differences = plan.diff(live, desired).found if desired else ()
-    hooks = [chain for chain in live.chains.values() if chain.base and chain.rules]
-    if live.flags or not hooks or not live.counters:
+    if live.flags not in {frozenset(), OWNED, ORPHAN} or not any(map(_leads, live.chains.values())):
         return Standing(State.UNPROTECTED, (*problems, *differences, "the table is there, but blocks nothing"))
-    if desired and any(live.chains.get(name) != chain for name, chain in desired.chains.items() if chain.base):
-        return Standing(State.UNPROTECTED, (*problems, *differences))
     if problems or differences:
         return Standing(State.DEGRADED, (*problems, *differences))
     return Standing(State.PROTECTED)
+
+
+def _leads(chain: Chain) -> bool:
+    """Whether the kernel finds its way from a hook to what is blocked."""
+    return chain.base is not None and any(isinstance(rule[0], Vmap) for rule in chain.rules if rule)
 
 
 def summary(table: Table) -> str:
@@ -74,6 +75,11 @@ def summary(table: Table) -> str:
     return ", ".join(parts) or "nothing is blocked"
 
 
+def told_changes(count: int) -> str:
+    """Say how much was changed."""
+    return "already in force" if not count else f"{count} change{'s' if count > 1 else ''}"
+
+
 def document(
     standing: Standing,
     live: Table | None,
@@ -81,6 +87,7 @@ def document(
     seen: Mapping[str, float],
     warnings: tuple[str, ...] = (),
     daemon: Mapping[str, Any] | None = None,
+    at: float,
 ) -> dict[str, Any]:
     """Build the document of `status --json`; times are seconds since the epoch. `seen`: counter name to time."""
     rows = [] if live is None else blocked(live)
@@ -102,7 +109,7 @@ def document(
             for block, hook, protocol, ports, counter in rows
         ],
         "daemon": dict(daemon) if daemon else None,
-        "at": time.time(),
+        "at": at,
     }
 
 
@@ -112,9 +119,11 @@ def render(found: Mapping[str, Any]) -> str:
     lines += [f"  - {reason}" for reason in found["reasons"]]
     lines += [f"  warning: {warning}" for warning in found["warnings"]]
     if daemon := found["daemon"]:
-        lines.append(
-            f"daemon: process {daemon['pid']}, {daemon['repairs']} repairs, {daemon['attempts']} attempts logged"
-        )
+        owns = "owns the table, " if daemon["owner"] else ""
+        lost = f", {daemon['attempts_lost']} lost" if daemon["attempts_lost"] else ""
+        counts = f"{daemon['repairs']} repairs, {daemon['attempts']} attempts logged{lost}"
+        lines.append(f"daemon: process {daemon['pid']}, {owns}{counts}")
+        lines += [f"daemon: suspended, {daemon['suspended']}"] if daemon["suspended"] else []
     else:
         lines.append("daemon: not running; nothing repairs the rules (systemctl start nftguard)")
     if rows := found["ports"]:

@@ -17,10 +17,7 @@ _BATCH = 512  # datagrams read at a time, so that a storm of events never keeps 
 
 # linux/include/uapi/linux/netfilter/nfnetlink.h, nf_tables.h
 _NFNLGRP_NFTABLES = 7
-_NFNL_SUBSYS_NFTABLES = 10
 _NFT_MSG_NEWGEN = 15
-_NFPROTO_INET = 1
-_NFGENMSG = 4  # bytes: family, version, resource id
 _NFTA_TABLE = 1  # the table's name is attribute 1 of every message about a table, chain, rule, set, element or object
 _NFTA_GEN_PROC_PID, _NFTA_GEN_PROC_NAME = 2, 3
 
@@ -45,7 +42,7 @@ class RulesetWatch:
     """Transactions of any program that touch our table. Raises OSError where the kernel has no nf_tables."""
 
     def __init__(self) -> None:
-        self.socket = netlink.listen(netlink.NETLINK_NETFILTER, (_NFNLGRP_NFTABLES,), _RULESET_BUFFER)
+        self.socket = netlink.open_socket(netlink.NETLINK_NETFILTER, _RULESET_BUFFER, _NFNLGRP_NFTABLES)
         self._touched = False
 
     def read(self) -> list[Change]:
@@ -57,7 +54,7 @@ class RulesetWatch:
     def _changes(self, data: bytes) -> list[Change]:
         changes: list[Change] = []
         for kind, body in netlink.messages(data):
-            if kind >> 8 != _NFNL_SUBSYS_NFTABLES:
+            if kind >> 8 != netlink.NFNL_SUBSYS_NFTABLES:
                 continue
             if kind & 0xFF != _NFT_MSG_NEWGEN:
                 self._touched = self._touched or _names_ours(body)
@@ -68,16 +65,17 @@ class RulesetWatch:
 
 
 def _names_ours(body: bytes) -> bool:
-    if body[:1] != bytes([_NFPROTO_INET]):
+    if body[:1] != bytes([netlink.NFPROTO_INET]):
         return False
-    name = next((value for kind, value in netlink.attributes(body, _NFGENMSG) if kind == _NFTA_TABLE), b"")
+    name = next((value for kind, value in netlink.attributes(body, netlink.NFGENMSG) if kind == _NFTA_TABLE), b"")
     return name.rstrip(b"\0") == TABLE.encode()
 
 
 def _change(body: bytes) -> Change:
-    found = dict(netlink.attributes(body, _NFGENMSG))
+    found = dict(netlink.attributes(body, netlink.NFGENMSG))
     pid = found.get(_NFTA_GEN_PROC_PID, b"")
-    command = found.get(_NFTA_GEN_PROC_NAME, b"").rstrip(b"\0").decode(errors="replace")
+    name = found.get(_NFTA_GEN_PROC_NAME, b"").rstrip(b"\0").decode(errors="replace")
+    command = "".join(letter if letter.isprintable() else "?" for letter in name)  # any program picks its own name
     return Change(time.monotonic(), struct.unpack("!I", pid)[0] if len(pid) == 4 else 0, command)
 
 
@@ -85,7 +83,7 @@ class NetworkWatch:
     """Links, addresses and default routes."""
 
     def __init__(self) -> None:
-        self.socket = netlink.listen(netlink.NETLINK_ROUTE, _RTNL_GROUPS, _NETWORK_BUFFER)
+        self.socket = netlink.open_socket(netlink.NETLINK_ROUTE, _NETWORK_BUFFER, *_RTNL_GROUPS)
 
     def read(self) -> bool:
         """Read what waits, and tell whether something happened that may matter."""

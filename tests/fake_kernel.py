@@ -30,6 +30,7 @@ class FakeKernel:
     """Keeps one table. `refusing`, where it is set, is the reason for which the next transactions are refused."""
 
     def __init__(self) -> None:
+        self.flags: frozenset[str] = frozenset()
         self.table: Table | None = None
         self.refusing = ""
         self.transactions = 0
@@ -59,9 +60,9 @@ class FakeKernel:
 
 def _step(table: Table | None, step: Step) -> Table | None:
     match step:
-        case AddTable():
+        case AddTable(flags):
             _require(table is None, "File exists")
-            return Table()
+            return Table(flags=flags)
         case DeleteTable():
             _require(table is not None, "No such file or directory")
             return None

@@ -107,7 +107,7 @@ def test_plan_prints_the_script_that_apply_runs(netns: Namespace, config_file: P
 
 def test_apply_twice_changes_nothing_the_second_time(netns: Namespace, config_file: Path) -> None:
     assert cli(netns, config_file, "apply").stdout == "11 tcp ports blocked on output (27 changes)\n"
-    assert cli(netns, config_file, "apply").stdout == "11 tcp ports blocked on output (0 changes)\n"
+    assert cli(netns, config_file, "apply").stdout == "11 tcp ports blocked on output (already in force)\n"
 
 
 def test_remove_deletes_our_table_alone_and_is_no_error_twice(
@@ -224,18 +224,6 @@ def test_a_daemon_of_another_network_namespace_is_not_asked(netns: Namespace, co
         assert "daemon: not running" in done.stdout
         assert guard.status()["state"] == "protected"
     other.close()
-
-
-def test_the_boot_script_carries_the_fingerprint_and_is_not_for_others(config_file: Path, folders: Path) -> None:
-    mark = bootscript.fingerprint(str(config_file))
-    state.save_boot_script(config_file, "flush nothing\n", mark)
-    path = folders / "state" / bootscript.NAME
-    assert path.read_text() == f"# nftguard {mark}\nflush nothing\n"
-    assert path.stat().st_mode & 0o777 == 0o600
-    path.unlink()
-    config_file.write_text("changed meanwhile")
-    state.save_boot_script(config_file, "flush nothing\n", mark)
-    assert not path.exists()
 
 
 def test_the_fingerprint_sees_what_modification_times_miss(tmp_path: Path) -> None:

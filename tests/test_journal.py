@@ -88,17 +88,16 @@ def run_with_journal(tmp_path: Path, code: str) -> subprocess.CompletedProcess[s
 def test_a_record_has_its_fields(tmp_path: Path, journald: socket.socket) -> None:
     run_with_journal(
         tmp_path,
-        "journal.log().warning('repaired', found='x', who='nft', gap='1 ms', pid=5, unit='', command=None)",
+        "journal.log().warning('repaired', found='x', how='changed by nft', pid=5, unit='', command=None)",
     )
     assert decode(journald.recv(65536)) == {
-        "MESSAGE": "rules repaired: x; changed by nft, mended 1 ms",
+        "MESSAGE": "rules repaired: x; changed by nft",
         "PRIORITY": "4",
         "SYSLOG_IDENTIFIER": "nftguard",
         "MESSAGE_ID": EVENTS["repaired"].message_id,
         "NFTGUARD_EVENT": "repaired",
         "NFTGUARD_FOUND": "x",
-        "NFTGUARD_WHO": "nft",
-        "NFTGUARD_GAP": "1 ms",
+        "NFTGUARD_HOW": "changed by nft",
         "NFTGUARD_PID": "5",
     }
     assert (tmp_path / "stderr").read_text() == "", "not twice"

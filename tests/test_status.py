@@ -13,6 +13,8 @@ from tests.examples import table_of
 
 MAIL = table_of('[[block]]\nname = "mail"\nports = [25, "1000-2000"]\nhooks = ["output", "forward"]\n')
 
+ONE = table_of('[[block]]\nname = "mail"\nports = [25]\n')
+
 
 def test_the_desired_table_is_protected() -> None:
     assert judge(MAIL, MAIL).state is State.PROTECTED
@@ -29,15 +31,21 @@ def test_live_counter_values_do_not_matter() -> None:
         None,
         Table(),
         replace(MAIL, flags=frozenset({"dormant"})),
-        replace(MAIL, chains={**MAIL.chains, "output": Chain("output", (), Base("output"))}),
-        replace(MAIL, chains={**MAIL.chains, "output": replace(MAIL.chains["output"], base=None)}),
-        replace(MAIL, chains={name: chain for name, chain in MAIL.chains.items() if name != "forward"}),
+        replace(ONE, chains={**ONE.chains, "output": Chain("output", (), Base("output"))}),
+        replace(ONE, chains={**ONE.chains, "output": replace(ONE.chains["output"], base=None)}),
+        replace(ONE, chains={name: chain for name, chain in ONE.chains.items() if name != "output"}),
     ],
 )
 def test_without_a_way_to_the_rules_it_is_unprotected(live: Table | None) -> None:
     standing = judge(live, MAIL)
     assert standing.state is State.UNPROTECTED
     assert standing.reasons
+
+
+def test_with_a_hook_that_is_not_in_force_yet_it_is_degraded() -> None:
+    """As after an edit that nobody applied: what was blocked before still is."""
+    live = replace(MAIL, chains={name: chain for name, chain in MAIL.chains.items() if name != "forward"})
+    assert judge(live, MAIL).state is State.DEGRADED
 
 
 def test_with_other_rules_it_is_degraded_and_says_which() -> None:
@@ -78,7 +86,7 @@ def test_the_summary_of_nothing() -> None:
 
 def test_the_document_lists_every_counter() -> None:
     live = replace(MAIL, counters={**MAIL.counters, "mail.output.tcp.25": Counter("mail.output.tcp.25", 5, 300)})
-    found = document(judge(live, MAIL), live, seen={"mail.output.tcp.25": 1.0})
+    found = document(judge(live, MAIL), live, seen={"mail.output.tcp.25": 1.0}, at=2.0)
     assert found["state"] == "protected"
     assert found["ports"][0] == {
         "block": "mail", "hook": "output", "protocol": "tcp", "port": 25, "packets": 5, "bytes": 300, "last_seen": 1.0,
@@ -90,14 +98,21 @@ def test_the_picture_fits_80_columns_and_says_everything() -> None:
     live = replace(
         MAIL, counters={**MAIL.counters, "mail.output.tcp.25": Counter("mail.output.tcp.25", 123456789, 98765432100)}
     )
+    daemon = {"pid": 7, "owner": True, "repairs": 1, "attempts": 2, "attempts_lost": 3, "suspended": "until 10:00:00"}
     found = document(
-        judge(live, MAIL, ("x.toml: refused",)), live, seen={"mail.output.tcp.25": 1.0}, warnings=("beware",)
+        judge(live, MAIL, ("x.toml: refused",)),
+        live,
+        seen={"mail.output.tcp.25": 1.0},
+        warnings=("beware",),
+        daemon=daemon,
+        at=1.0 + 3 * 3600,
     )
-    found["at"] = 1.0 + 3 * 3600
     lines = render(found).splitlines()
     assert lines[0] == "degraded: 1,002 tcp ports blocked on output, 1,002 tcp ports blocked on forward"
     assert "  - x.toml: refused" in lines
     assert "  warning: beware" in lines
+    assert "daemon: process 7, owns the table, 1 repairs, 2 attempts logged, 3 lost" in lines
+    assert "daemon: suspended, until 10:00:00" in lines
     assert max(map(len, lines)) <= 80
     row = next(line for line in lines if line.startswith("mail"))
     assert row.split() == ["mail", "output", "tcp", "25", "123456789", "98765432100", "3", "h", "ago"]

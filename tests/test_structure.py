@@ -72,8 +72,8 @@ def test_there_is_one_logger() -> None:
     assert users("structlog") == {"journal"}
 
 
-def test_nothing_starts_another_program() -> None:
-    assert users("subprocess") == set()
+def test_nothing_but_the_end_of_the_service_starts_another_program() -> None:
+    assert users("subprocess") == {"unitjob"}, "systemctl, when the service is stopped"
 
 
 def test_modules_stay_small_enough_to_read() -> None:

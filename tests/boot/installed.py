@@ -100,7 +100,10 @@ def _lay_out(stage: Path, files: dict[Path, bytes], suite: Suite, base: Path) ->
                 place = f"etc/{inner}"
             case _:
                 place = _place_of_unit(inner)
-        _write(stage / place, data)
+        _write(stage / place, data, 0o755 if inner.suffix == ".sh" else 0o644)
+    boot = stage / "usr/lib/nftguard/boot"
+    boot.parent.mkdir(parents=True, exist_ok=True)
+    boot.symlink_to(f"/{package}/boot.sh")
     return package
 
 

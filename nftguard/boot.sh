@@ -1,0 +1,24 @@
+#!/bin/sh
+# Loads the last good ruleset at boot: in milliseconds, without Python. nftguard-boot.service runs it.
+#
+# The last good rules go in at once, whatever the configuration says by now: from here on nothing leaves through a port
+# that was blocked when the host went down. Then, where the configuration or the program is another than the one they
+# were made from, or there are none yet, the one-shot `nftguard apply` takes over. When that refuses a broken
+# configuration, it says why, this unit fails for everybody to see, and the last good rules stay.
+set -u
+export LC_ALL=C # the order of drop-ins, as bootscript.py has it
+config=${1:-/etc/nftguard.toml}
+last=${STATE_DIRECTORY:-/var/lib/nftguard}/last.nft
+
+loaded=no
+if [ -r "$last" ]; then
+    # The script creates the table: where one is live already, that is not an error and not to be touched.
+    if nft -f "$last" || nft list tables inet | grep -qx 'table inet nftguard'; then loaded=yes; fi
+fi
+here=$(readlink -f "$0")
+mark=$(b2sum -l 128 -- "$config" "${config%.toml}.d"/*.toml /etc/services "${here%/*}/__init__.py" 2>/dev/null | b2sum -l 128)
+read -r first 2>/dev/null <"$last" || first=
+if [ $loaded = yes ] && [ "$first" = "# nftguard ${mark%% *}" ]; then
+    exit 0
+fi
+exec nftguard --config "$config" apply

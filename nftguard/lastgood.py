@@ -1,0 +1,73 @@
+"""The last good policy: what the kernel took last, kept so that a broken file or a reboot never means no protection.
+
+One file, so that it is always of one piece: as comments the fingerprint (`bootscript`), the configuration and the
+counters' totals, then the script that builds the table with those totals.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nftguard import bootscript, nftscript, policy, state
+from nftguard.config import Config
+from nftguard.model import Counter
+from nftguard.plan import Plan, create
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from nftguard.model import Table
+
+
+@dataclass(frozen=True, slots=True)
+class LastGood:
+    """A policy that was in force, the counters' totals, and the fingerprint of the files that it came from."""
+
+    config: Config
+    counters: Mapping[str, Counter]
+    mark: str
+
+    def table(self, flags: frozenset[str]) -> Table:
+        """Build its table, the counters with their totals; `flags` are those that the kernel can give it."""
+        table = policy.build(self.config, flags)
+        return replace(table, counters={name: self.counters.get(name, made) for name, made in table.counters.items()})
+
+
+def path() -> Path:
+    """Name the file."""
+    return Path(bootscript.state_dir()) / bootscript.NAME
+
+
+def save(good: LastGood, flags: frozenset[str]) -> None:
+    """Keep the policy. Raises OSError."""
+    table = good.table(flags)
+    totals = {name: [counter.packets, counter.bytes] for name, counter in table.counters.items() if counter.packets}
+    comment = json.dumps({"config": _dump(good.config), "counters": totals})
+    script = nftscript.script(Plan(tuple(create(table))))
+    state.write(path(), f"{bootscript.first_line(good.mark)}# {comment}\n{script}", 0o600)
+
+
+def load() -> LastGood | None:
+    """Read it back; None where there is none, or where it is not readable or not whole."""
+    try:
+        with path().open(encoding="utf-8") as stream:
+            first, second = stream.readline(), stream.readline()
+        kept = json.loads(second.removeprefix("# "))
+        counters = {name: Counter(name, int(packets), int(size)) for name, (packets, size) in kept["counters"].items()}
+        return LastGood(Config.model_validate(kept["config"]), counters, first.split()[-1])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # pydantic's error is a ValueError
+        return None
+
+
+def _dump(config: Config) -> dict[str, Any]:
+    """Write a configuration as it would stand in a file."""
+    ports = ("ports", "except_ports")
+    found = config.model_dump(mode="json", exclude={"block": {"__all__": set(ports)}, "log": {"rate"}})
+    for block, kept in zip(config.block, found["block"], strict=True):
+        kept |= {key: [str(span) for entry in getattr(block, key) for span in entry] for key in ports}
+    found["log"]["rate"] = f"{config.log.rate.count}/{config.log.rate.unit} per flow"
+    found["service"]["resync"] = f"{config.service.resync}s"
+    return found

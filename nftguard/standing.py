@@ -1,0 +1,58 @@
+"""How things stand, as `status` asks: the kernel, or without privilege the daemon's last word."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nftguard import bootscript, bulletin, control, policy, state, status
+from nftguard.config import load
+from nftguard.errors import ConfigError, UnavailableError
+from nftguard.kernel import Nftables
+from nftguard.model import Table
+from nftguard.status import STALE, State
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def from_kernel(config: Path) -> tuple[dict[str, Any], int]:
+    """Give the document and the exit code, from the kernel's state. Raises NotPermittedError, KernelError."""
+    kernel = Nftables()
+    live = kernel.snapshot()
+    desired: Table | None = None
+    reasons: tuple[str, ...] = ()
+    try:
+        desired = policy.build(load(config), kernel.flags)
+    except ConfigError as error:
+        reasons = tuple(map(str, error.problems))
+    word = state.read_status() if control.listening(Path(bootscript.run_dir()) / "control") else None
+    if word and word["daemon"]["namespace"] != state.namespace():
+        reasons += ("a daemon runs, but it guards another network namespace",)
+        word = None
+    judged = status.judge(live, desired, reasons)
+    found = status.document(
+        judged,
+        live,
+        seen={_counter(row): row["last_seen"] for row in (word or {}).get("ports", []) if row["last_seen"]},
+        warnings=bulletin.warnings(live or Table()),
+        daemon=(word or {}).get("daemon"),
+        at=time.time(),
+    )
+    return found, judged.state.exit_code
+
+
+def last_word() -> tuple[dict[str, Any], int]:
+    """Give the daemon's last word, its age among the warnings, and the exit code. Raises UnavailableError."""
+    word = state.read_status()
+    if word is None:
+        raise UnavailableError("no word from a daemon, and the kernel tells only root; run as root")
+    stale = time.time() > word["stale_after"]
+    age = f"{round(time.time() - word['at'])} s ago{', too old to count' if stale else ''}"
+    word["warnings"] += [f"this is the daemon's word of {age}; only root may ask the kernel"]
+    return word, STALE if stale else State(word["state"]).exit_code
+
+
+def _counter(row: Mapping[str, Any]) -> str:
+    return f"{row['block']}.{row['hook']}.{row['protocol']}.{row['port']}"
