@@ -61,18 +61,27 @@ class Server:
         self.socket.listen(_CLIENTS)
 
     def accept(self) -> socket.socket | None:
-        """Take a client in; None when it is gone already, not root, or one too many."""
+        """Take a client in; None when it is gone already, or not root."""
         try:
             client, _ = self.socket.accept()
         except OSError:
             return None
         client.setblocking(False)
         _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if uid not in {0, os.geteuid()} or len(self.clients) >= _CLIENTS:
+        if uid not in {0, os.geteuid()}:
             client.close()
             return None
         self.clients.append(client)
         return client
+
+    def surplus(self) -> socket.socket | None:
+        """Give the client that has waited longest without a word, when there are too many."""
+        return self.clients[0] if len(self.clients) > _CLIENTS else None
+
+    def dismiss(self, client: socket.socket) -> None:
+        """Let a client go without an answer."""
+        self.clients.remove(client)
+        client.close()
 
     def answer(self, client: socket.socket) -> None:
         """Read the client's request, carry it out, answer, and let the client go."""

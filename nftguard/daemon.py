@@ -131,10 +131,14 @@ class Daemon:
         if server and (client := server.accept()):
 
             def answer() -> None:
-                self._selector.unregister(client)
-                server.answer(client)
+                if client in server.clients:  # else dismissed in the same batch of events
+                    self._selector.unregister(client)
+                    server.answer(client)
 
             self._selector.register(client, selectors.EVENT_READ, answer)
+            if surplus := server.surplus():
+                self._selector.unregister(surplus)
+                server.dismiss(surplus)
 
     def _on_request(self, request: control.Request) -> control.Answer:
         if request.namespace != state.namespace():

@@ -8,12 +8,12 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.netns import Namespace
 
@@ -28,6 +28,9 @@ class Guard:
     ) -> None:
         self.netns = netns
         self.config = config
+        self.folder = folder
+        with netns.entered():
+            self.namespace = Path("/proc/thread-self/ns/net").stat().st_ino
         self.notified: list[dict[str, str]] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         path = folder / "notify"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -10,13 +12,14 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from nftguard import policy
-from nftguard.errors import KernelError, NotPermittedError
+from nftguard import netlink, policy
+from nftguard.errors import KernelError, NftguardError, NotPermittedError
 from nftguard.kernel import Kernel, Nftables
 from nftguard.model import Chain, Counter, Table, Verdict
 from nftguard.plan import Add, AddElements, AddRule, AddTable, Delete, Plan, diff, rebuild, remove
 from nftguard.ports import Ports
 from nftguard.reconcile import reconcile
+from nftguard.watch import RulesetWatch
 from tests.examples import configs, table_of
 from tests.fake_kernel import FakeKernel
 from tests.netns import Namespace
@@ -242,6 +245,45 @@ def test_counters_of_what_stays_keep_their_values(kernel: Nftables) -> None:
     assert live.counters["mail.output.tcp.25"].packets == 5
     assert live.counters["mail.output.tcp.1000-2000"].packets == 5
     assert live.counters["mail.output.tcp.587"].packets == 0
+
+
+def test_a_change_of_configuration_is_one_transaction(netns: Namespace, kernel: Nftables) -> None:
+    with netns.entered():
+        watch = RulesetWatch()
+    for text in (MAIL, TWO, REJECT):
+        reconcile(kernel, table_of(text))
+        assert len(watch.read()) == 1
+    watch.socket.close()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        'insert rule inet nftguard output oifname "\udce9" return',
+        'add counter inet nftguard x { comment "\udce9"; }',
+        'add chain inet nftguard mine\nadd rule inet nftguard mine oifname { "\udce9" } drop',
+    ],
+)
+def test_bytes_that_are_no_text_do_not_end_the_process(netns: Namespace, kernel: Nftables, script: str) -> None:
+    """Libnftables 1.0.6 aborts when its JSON meets them."""
+    reconcile(kernel, table_of(MAIL))
+    netns.run("nft", "-f", "-", input=script, errors="surrogateescape")
+    assert reconcile(kernel, table_of(MAIL)).plan.found
+    assert kernel.snapshot() == table_of(MAIL)
+
+
+@pytest.mark.parametrize(
+    ("code", "says"), [(errno.EOPNOTSUPP, "no nf_tables; load the module"), (errno.ENOMEM, "Cannot")]
+)
+def test_what_the_kernel_answers_is_told(
+    kernel: Nftables, monkeypatch: pytest.MonkeyPatch, code: int, says: str
+) -> None:
+    def refuse(_: netlink.Message) -> bool:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(netlink, "raise_for_error", refuse)
+    with pytest.raises(NftguardError, match=says):
+        kernel.snapshot()
 
 
 def test_one_more_port_is_a_small_plan(kernel: Nftables) -> None:

@@ -92,6 +92,12 @@ def test_merging_joins_what_overlaps(stretches: list[Ports]) -> None:
     }
 
 
+def test_thousands_of_exceptions_are_no_work() -> None:
+    """65,535 ports without every second one; where this is quadratic it takes an hour."""
+    found = resolve([Ports(1, 65535)], [one(port) for port in range(2, 65535, 2)])
+    assert len(found) == 32768
+
+
 def test_a_single_port_inside_the_blocks_own_wide_range_belongs_to_it() -> None:
     assert resolve([one(100), Ports(1, 200)], []) == (Ports(1, 200),)
 
