@@ -17,7 +17,7 @@ run: setup
 	$(BIN)/nftguard --config conf/nftguard.toml run
 
 test: .venv/.test check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/vm
 
 test-vm: .venv/.test
 	@$(call install,$(VM_PACKAGES))

@@ -43,6 +43,7 @@ class Bulletin:
         self._attempts = 0
         self._lost = 0
         self._last = ""
+        self._told = ""
         self._repairs = 0
         self._started = time.time()
         self._complained: set[Path] = set()
@@ -163,7 +164,9 @@ class Bulletin:
     def tell(self) -> None:
         """Tell systemd, and those who may not ask the kernel."""
         self.tell_at = None
-        notify.status(self.sentence())
+        if (sentence := self.sentence()) != self._told:  # systemd's socket is not for chatter: a full one would block
+            self._told = sentence
+            notify.status(sentence)
         document = status.document(
             self.standing,
             None if self.suspended else replace(self.desired, counters=self.counters),
