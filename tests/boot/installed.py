@@ -17,6 +17,7 @@ _SOURCES = ("nftguard", "conf", "systemd")
 _PLACES = {  # where a file of systemd/ goes, by its suffix
     **dict.fromkeys((".path", ".service", ".slice", ".socket", ".target", ".timer"), "usr/lib/systemd/system/{name}"),
     ".catalog": "usr/lib/systemd/catalog/{name}",
+    ".modules": "usr/lib/modules-load.d/{stem}.conf",
     ".preset": "usr/lib/systemd/system-preset/{name}",
     ".sysusers": "usr/lib/sysusers.d/{stem}.conf",
     ".tmpfiles": "usr/lib/tmpfiles.d/{stem}.conf",
