@@ -11,9 +11,14 @@ config=${1:-/etc/nftguard.toml}
 last=${STATE_DIRECTORY:-/var/lib/nftguard}/last.nft
 
 loaded=no
-if [ -r "$last" ]; then
+# nft takes the beginning of a script that was cut for a whole one, hence the last line.
+if [ -r "$last" ] && [ "$(tail -n 1 "$last")" = '# end' ]; then
     # The script creates the table: where one is live already, that is not an error and not to be touched.
-    if nft -f "$last" || nft list tables inet | grep -qx 'table inet nftguard'; then loaded=yes; fi
+    if error=$(nft -f "$last" 2>&1) || nft list tables inet | grep -qx 'table inet nftguard'; then
+        loaded=yes
+    else
+        printf '%s\n' "$error" >&2
+    fi
 fi
 here=$(readlink -f "$0")
 mark=$(b2sum -l 128 -- "$config" "${config%.toml}.d"/*.toml /etc/services "${here%/*}/__init__.py" 2>/dev/null | b2sum -l 128)

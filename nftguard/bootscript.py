@@ -61,6 +61,10 @@ def first_line(mark: str) -> str:
     return f"# nftguard {mark}\n"
 
 
+END = "# end\n"
+"""The last line: nft takes the beginning of a script that was cut for a whole one."""
+
+
 def early(arguments: list[str]) -> Any:
     """Load the script if this is to become the service; return the libnftables context for further use, or None.
 
@@ -83,6 +87,8 @@ def early(arguments: list[str]) -> Any:
             if stream.readline() != first_line(fingerprint(config)) or _running():
                 return None
             script = stream.read()
+        if not script.endswith(END):
+            return None
         import nftables
 
         context = nftables.Nftables()

@@ -263,5 +263,8 @@ def _control() -> Path:
 
 
 def _print(answer: Answer) -> NoReturn:
-    click.echo(answer.text, err=answer.exit != 0)
+    from nftguard.hostinfo import to_journald
+
+    if not to_journald(sys.stderr):  # else it is systemctl reload, and the daemon has said it there
+        click.echo(answer.text, err=answer.exit != 0)
     sys.exit(answer.exit)

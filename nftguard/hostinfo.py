@@ -1,8 +1,13 @@
-"""What nftguard wants to know of the host: which unit a process belongs to, and whether the host forwards."""
+"""What nftguard wants to know of the host: the unit of a process, whether the host forwards, where stderr goes."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import TextIO
 
 PROC = Path("/proc")
 NET = Path("/sys/class/net")
@@ -62,3 +67,12 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""
+
+
+def to_journald(stream: TextIO) -> bool:
+    """Whether the stream goes to journald: JOURNAL_STREAM names its device and inode (systemd.exec(5))."""
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

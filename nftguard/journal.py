@@ -7,7 +7,6 @@ while it holds the interpreter's lock, so that every thread stops (seen on syste
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 import sys
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
 
+from nftguard import hostinfo
 from nftguard.events import EVENTS
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _console(_logger: WrappedLogger, method: str, event: EventDict) -> str:
 def configure(stream: TextIO | None = None, path: str = SOCKET) -> JournalSink | None:
     """Set up logging; return the sink, to be flushed now and then, when it is journald that reads."""
     stream = stream or sys.stderr
-    sink = JournalSink(path) if _to_journald(stream) else None
+    sink = JournalSink(path) if hostinfo.to_journald(stream) else None
     structlog.configure(
         processors=[_Journal(sink) if sink else _console],
         wrapper_class=structlog.make_filtering_bound_logger("INFO"),
@@ -137,15 +137,6 @@ def configure(stream: TextIO | None = None, path: str = SOCKET) -> JournalSink |
         cache_logger_on_first_use=False,
     )
     return sink
-
-
-def _to_journald(stream: TextIO) -> bool:
-    """Whether the stream goes to journald: JOURNAL_STREAM names its device and inode (systemd.exec(5))."""
-    try:
-        status = os.fstat(stream.fileno())
-    except (OSError, ValueError):
-        return False
-    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 def log_problems(error: ConfigError) -> None:

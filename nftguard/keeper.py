@@ -102,8 +102,7 @@ class Keeper:
         self.bulletin.renewed(config.service.resync)
         self.pace.resync = config.service.resync
         self._save()
-        summary = status.summary(self.bulletin.desired)
-        log().info("applied", summary=summary, cause=_told(causes), changes=told_changes(len(outcome.plan.steps)))
+        self._applied(outcome, causes)
 
     def _hold(self, causes: frozenset[Cause], changes: list[Change], working: Callable[[], None]) -> None:
         """Keep in force what is."""
@@ -112,13 +111,19 @@ class Keeper:
         outcome = self._reconcile(self.good, working)
         if self.bulletin.counters != before:
             self._save()
-        if outcome.plan:
+        if Cause.START in causes:
+            self._applied(outcome, causes)
+        elif outcome.plan:
             change = next((change for change in changes if change.pid and not _ours(change)), None)
             self.pace.repaired()
             if self.pace.fighting:
                 self.bulletin.fought(self.pace.repairs, change)
             else:
                 self.bulletin.repaired(outcome, _told(causes), change)
+
+    def _applied(self, outcome: Outcome, causes: frozenset[Cause]) -> None:
+        summary = status.summary(self.bulletin.desired)
+        log().info("applied", summary=summary, cause=_told(causes), changes=told_changes(len(outcome.plan.steps)))
 
     def _reconcile(self, good: LastGood, working: Callable[[], None]) -> Outcome:
         desired = replace(good, counters=self.bulletin.counters).table(self._kernel.flags)

@@ -47,7 +47,7 @@ def save(good: LastGood, flags: frozenset[str]) -> None:
     totals = {name: [counter.packets, counter.bytes] for name, counter in table.counters.items() if counter.packets}
     comment = json.dumps({"config": _dump(good.config), "counters": totals})
     script = nftscript.script(Plan(tuple(create(table))))
-    state.write(path(), f"{bootscript.first_line(good.mark)}# {comment}\n{script}", 0o600)
+    state.write(path(), f"{bootscript.first_line(good.mark)}# {comment}\n{script}{bootscript.END}", 0o600)
 
 
 def load() -> LastGood | None:

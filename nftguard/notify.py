@@ -53,14 +53,16 @@ def stopping(status: str) -> None:
 def keep(descriptor: int) -> None:
     """Give systemd a copy of a descriptor, to be handed to the next process of this service (FDSTORE, sd_notify(3)).
 
-    Without FDPOLL=0 systemd would drop it on the first thing it hears on it.
+    Without FDPOLL=0 systemd would drop it on the first thing it hears on it. What it handed to us, it keeps already.
     """
+    if kept() is not None:
+        return
     daemon.notify(f"FDSTORE=1\nFDNAME={_STORED}\nFDPOLL=0", fds=[descriptor])
 
 
 def kept() -> int | None:
     """Give the descriptor that an earlier process of this service had kept; None where there is none."""
-    found = daemon.listen_fds_with_names()
+    found = daemon.listen_fds_with_names(unset_environment=False)
     return next((descriptor for descriptor, name in found.items() if name == _STORED), None)
 
 

@@ -31,6 +31,8 @@ def from_kernel(config: Path) -> tuple[dict[str, Any], int]:
     if word and word["daemon"]["namespace"] != state.namespace():
         reasons += ("a daemon runs, but it guards another network namespace",)
         word = None
+    if word and word["state"] == State.DEGRADED:  # what only the daemon met, as a file that it may not read
+        reasons += tuple(reason for reason in word["reasons"] if reason not in reasons)
     judged = status.judge(live, desired, reasons)
     found = status.document(
         judged,

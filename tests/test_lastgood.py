@@ -51,7 +51,7 @@ def test_totals_are_kept_in_the_file_and_in_the_script() -> None:
     assert again.counters == totals
     text = lastgood.path().read_text()
     assert text.startswith("# nftguard abc\n# {")
-    assert text.endswith(script(rebuild(None, again.table(OWNED))))
+    assert text.endswith(script(rebuild(None, again.table(OWNED))) + "# end\n")
     assert "add counter inet nftguard mail.output.tcp.25 { packets 7 bytes 420 }" in text
     assert lastgood.path().stat().st_mode & 0o777 == 0o600
 
@@ -142,6 +142,16 @@ def test_with_a_broken_configuration_the_last_good_rules_stay_and_it_fails(
     live = kernel.snapshot()
     assert live
     assert len(live.counters) == 11
+
+
+@pytest.mark.parametrize("left", [0.3, 0.6, 0.99])
+def test_a_script_that_was_cut_is_replaced(netns: Namespace, kernel: Nftables, config_file: Path, left: float) -> None:
+    """Nft takes the beginning of a script for a whole one."""
+    apply(config_file)
+    text = lastgood.path().read_text()
+    lastgood.path().write_text(text[: int(len(text) * left)].rpartition("\n")[0] + "\n")
+    assert boot(netns, config_file).returncode == 0
+    assert kernel.snapshot() == LastGood(config.load(config_file), {}, "").table(frozenset())
 
 
 def test_a_broken_script_is_replaced(netns: Namespace, kernel: Nftables, config_file: Path) -> None:
