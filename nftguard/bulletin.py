@@ -45,6 +45,8 @@ class Bulletin:
         self._last = ""
         self._told = ""
         self._repairs = 0
+        self.passes = 0
+        """How often the one path was taken."""
         self._started = time.time()
         self._complained: set[Path] = set()
 
@@ -177,6 +179,7 @@ class Bulletin:
                 "pid": os.getpid(),
                 "namespace": state.namespace(),
                 "since": self._started,
+                "passes": self.passes,
                 "repairs": self._repairs,
                 "attempts": self._attempts,
                 "attempts_lost": self._lost,

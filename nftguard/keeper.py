@@ -59,6 +59,7 @@ class Keeper:
         start, fresh = Cause.START in causes, bool(causes & {Cause.START, Cause.RELOAD})
         if self.bulletin.suspended and not fresh:
             return None
+        self.bulletin.passes += 1
         announced = False
         problem: NftguardError | None = None
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nftguard.nflog import Reader
-from nftguard.pace import FIGHT_AFTER
+from nftguard.pace import FIGHT_AFTER, NETWORK_EVERY
 from tests.guard import Guard, cli
 from tests.test_kernel import DRIFTS, MAIL
 
@@ -558,3 +558,33 @@ def test_pause_without_a_daemon_is_refused(
     assert done.returncode == 69
     assert "nftguard remove" in done.stderr
     assert kernel.snapshot() is not None
+
+
+def test_a_storm_of_network_events_costs_a_few_passes_and_no_memory(guard: Guard) -> None:
+    """100,000 events: addresses, links and routes, default ones among them."""
+
+    def resident() -> int:
+        found = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{guard.process.pid}/status").read_text(), re.MULTILINE)
+        assert found
+        return int(found[1])
+
+    def passes() -> int:
+        return int(json.loads((guard.folder / "run/status.json").read_text())["daemon"]["passes"])
+
+    guard.netns.run("ip", "link", "add", "d0", "type", "veth", "peer", "name", "d1")
+    guard.netns.run("ip", "address", "add", "10.8.0.1/16", "dev", "d0")
+    guard.netns.run("ip", "link", "set", "d0", "up")
+    time.sleep(1)
+    batch = (
+        "address add 10.9.9.9/32 dev d0\nroute add default via 10.8.0.9 dev d0 onlink\nlink set d0 mtu 1400\n"
+        "route add 10.99.0.0/16 dev d0\nroute del 10.99.0.0/16\nlink set d0 mtu 1500\n"
+        "route del default\naddress del 10.9.9.9/32 dev d0\n"
+    ) * 2500
+    before, memory, begun = passes(), resident(), time.monotonic()
+    for _ in range(5):  # 8 commands, each an event or more
+        guard.netns.run("ip", "-batch", "-", input=batch)
+    took = time.monotonic() - begun
+    time.sleep(2.5)
+    assert passes() - before <= took / NETWORK_EVERY + 2
+    assert resident() - memory < 4096, "kB"
+    assert guard.status()["state"] == "protected"

@@ -183,6 +183,18 @@ def test_a_reboot_lets_nothing_through_and_keeps_the_totals(guarded: Machine, ha
     assert after[25] > before[25]
 
 
+def test_an_upgrade_lets_nothing_through(guarded: Machine) -> None:
+    """What a package does: every file anew, then systemd and the service again."""
+    script = (
+        "package=$(dirname $(readlink -f /usr/lib/nftguard/boot)); cp -a $package /tmp/new; rm -r $package; "
+        "sleep 0.2; mv /tmp/new $package; touch $package/*.py; systemctl daemon-reload; systemctl try-restart nftguard"
+    )
+    with never_pausing(guarded) as arrivals:
+        guarded.run(["sh", "-ec", script])
+    assert arrivals.leaked == 0
+    assert status(guarded)["state"] == "protected"
+
+
 def test_isolate_keeps_the_rules(guarded: Machine) -> None:
     with never_pausing(guarded) as arrivals:
         guarded.run(["systemctl", "isolate", "--no-block", "rescue.target"], check=False)
