@@ -44,6 +44,7 @@ class Bulletin:
         self._lost = 0
         self._last = ""
         self._told = ""
+        self._warned: tuple[str, ...] = ()
         self._repairs = 0
         self.passes = 0
         """How often the one path was taken."""
@@ -109,6 +110,13 @@ class Bulletin:
         if str(repairs - FIGHT_AFTER).rstrip("0") == "1":
             log().error("fought", who=blame(change), repairs=repairs, interval=FIGHT_MOST)
 
+    def warn(self) -> None:
+        """Look for what the table cannot reach on this host, and record it when that is news."""
+        if (found := warnings(self.desired)) != self._warned:
+            self._warned = found
+            for warning in found:
+                log().warning("forward_open", warning=warning)
+
     def unsure(self, change: Change) -> None:
         """Tell that the table was touched and is not looked at yet, because somebody does it again and again."""
         reason = f"{change.command or 'another program'} keeps changing the rules"
@@ -173,7 +181,7 @@ class Bulletin:
             self.standing,
             None if self.suspended else replace(self.desired, counters=self.counters),
             seen=self._seen,
-            warnings=warnings(self.desired),
+            warnings=self._warned,
             at=time.time(),
             daemon={
                 "pid": os.getpid(),

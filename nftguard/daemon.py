@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nftguard import bootscript, control, notify, state, unitjob
-from nftguard.bulletin import warnings
 from nftguard.errors import NftguardError, NotPermittedError, UnavailableError
 from nftguard.journal import JournalSink, log
 from nftguard.keeper import Keeper
@@ -37,7 +36,6 @@ class Daemon:
         self._control: control.Server | None = None
         self._reader: Reader | None = None
         self._unread: int | None = None  # the NFLOG group that could not be read
-        self._warned: tuple[str, ...] = ()
         self._resume_at: float | None = None  # seconds on the monotonic clock
         self._reload_asked = self._stopping = False
 
@@ -182,10 +180,6 @@ class Daemon:
         """Take the one path, and follow what a new configuration asks of this end."""
         error = self._keeper.run()
         self._read_attempts()
-        if (found := warnings(self._bulletin.desired)) != self._warned:
-            self._warned = found
-            for warning in found:
-                log().warning("forward_open", warning=warning)
         if not self._bulletin.suspended:
             self._resume_at = None
         return error
@@ -204,7 +198,8 @@ class Daemon:
             if why:
                 self._pace.wake(Cause.TIMER)
                 self._pass()  # the last look, which saves the counters
-                log().info("kept", why=why)
+                if not self._bulletin.suspended:
+                    log().info("kept", why=why)
             else:
                 self._keeper.lift("the service was stopped")
         except NftguardError as error:

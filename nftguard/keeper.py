@@ -58,6 +58,7 @@ class Keeper:
         changes, self._changes = self._changes, []
         start, fresh = Cause.START in causes, bool(causes & {Cause.START, Cause.RELOAD})
         if self.bulletin.suspended and not fresh:
+            self.bulletin.tell()
             return None
         self.bulletin.passes += 1
         announced = False
@@ -88,6 +89,7 @@ class Keeper:
                 problem = problem or error
         if start or announced:
             notify.ready(self.bulletin.sentence())
+        self.bulletin.warn()
         self.bulletin.tell()
         return problem
 

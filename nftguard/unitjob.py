@@ -19,9 +19,10 @@ def going_on() -> str:
     Seen on systemd 252 and 257: a restart's job reads `restart`; a shutdown's reads `stop`, and so does an isolate's,
     but then a target's start job waits beside it.
     """
-    if "INVOCATION_ID" not in os.environ:
+    unit = hostinfo.own_unit()
+    if "INVOCATION_ID" not in os.environ or unit.endswith(".scope"):  # a shell of somebody's may have it, too
         return ""
-    unit, jobs, system = hostinfo.own_unit(), _ask("list-jobs", "--plain", "--no-legend"), _ask("is-system-running")
+    jobs, system = _ask("list-jobs", "--plain", "--no-legend"), _ask("is-system-running")
     if jobs is None or not system or not unit:
         return "systemd does not say why"
     if system == "stopping":
