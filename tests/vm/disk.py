@@ -50,11 +50,6 @@ After=dev-virtio\\x2dports-{PORT}.device
 Type=exec
 ExecStart=/usr/bin/python3 -I /usr/local/lib/nftguard-agent /dev/virtio-ports/{PORT}
 """,
-    # Loading the kernel's modules takes nft ten times as long as on a real processor, and more on a busy one.
-    "etc/systemd/system/nftguard-boot.service.d/emulated.conf": """\
-[Service]
-TimeoutStartSec=60s
-""",
     "etc/udev/rules.d/80-nftguard-agent.rules": f"""\
 SUBSYSTEM=="virtio-ports", ATTR{{name}}=="{PORT}", TAG+="systemd", ENV{{SYSTEMD_WANTS}}="nftguard-agent.service"
 """,
