@@ -65,9 +65,9 @@ class Bulletin:
         self.counters = {name: live.counters.get(name, kept) for name, kept in self.desired.counters.items()}
         self._seen = {name: when for name, when in self._seen.items() if name in self.counters}
 
-    def renewed(self, resync: int) -> None:
+    def renewed(self) -> None:
         """Take over that a new configuration is in force."""
-        self.refused, self.suspended, self.resync = (), "", resync
+        self.refused, self.suspended = (), ""
         self.standing = Standing(State.PROTECTED)
 
     def refuse(self, error: NftguardError) -> None:

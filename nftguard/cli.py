@@ -128,14 +128,11 @@ def apply(ctx: click.Context) -> None:
     from dataclasses import replace
 
     from nftguard import lastgood, state, status
-    from nftguard.config import load
     from nftguard.reconcile import reconcile
 
     with state.lock():
-        mark = bootscript.fingerprint(str(ctx.meta["config"]))
-        config = load(ctx.meta["config"])
-        kernel, kept = _kernel(), lastgood.load()
-        good = lastgood.LastGood(config, kept.counters if kept else {}, mark)
+        kept = lastgood.load()
+        good, kernel = lastgood.read(ctx.meta["config"], kept.counters if kept else {}), _kernel()
         desired = good.table(kernel.flags)
         outcome = reconcile(kernel, desired)
         if outcome.live:

@@ -7,12 +7,11 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nftguard import bootscript, lastgood, notify, status
+from nftguard import lastgood, notify, status
 from nftguard.bulletin import Bulletin
-from nftguard.config import Config, load
+from nftguard.config import Config
 from nftguard.errors import NftguardError
 from nftguard.journal import log
-from nftguard.lastgood import LastGood
 from nftguard.pace import Cause, Pace
 from nftguard.plan import remove
 from nftguard.reconcile import Outcome, reconcile
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nftguard.kernel import Kernel
+    from nftguard.lastgood import LastGood
     from nftguard.watch import Change
 
 _CHANGES = 100  # kept to find who changed the ruleset; a storm must not fill the memory
@@ -95,15 +95,10 @@ class Keeper:
 
     def _renew(self, causes: frozenset[Cause]) -> None:
         """Put the configuration in force as its files are now."""
-        mark = bootscript.fingerprint(str(self._path))
-        config = load(self._path)
-        if mark != bootscript.fingerprint(str(self._path)):
-            mark = "unknown"  # it changed while it was read
-        good = LastGood(config, {}, mark)
+        good = lastgood.read(self._path, {})
         outcome = self._reconcile(good, lambda: None)
         self.good = good
-        self.bulletin.renewed(config.service.resync)
-        self.pace.resync = config.service.resync
+        self.bulletin.renewed()
         self._save()
         self._applied(outcome, causes)
 
@@ -132,6 +127,7 @@ class Keeper:
         desired = replace(good, counters=self.bulletin.counters).table(self._kernel.flags)
         outcome = reconcile(self._kernel, desired, working)
         self.bulletin.passed(outcome, desired)
+        self.pace.resync = self.bulletin.resync = good.config.service.resync
         self.pace.ended(ok=True)
         return outcome
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nftguard import bootscript, nftscript, policy, state
 from nftguard.config import Config
+from nftguard.config import load as load_config
 from nftguard.model import Counter
 from nftguard.plan import Plan, create
 
@@ -32,8 +34,22 @@ class LastGood:
 
     def table(self, flags: frozenset[str]) -> Table:
         """Build its table, the counters with their totals; `flags` are those that the kernel can give it."""
-        table = policy.build(self.config, flags)
+        table = _build(self.config, flags)
         return replace(table, counters={name: self.counters.get(name, made) for name, made in table.counters.items()})
+
+
+# Every pass, and every save, asks for the same table: at 10,000 ports it takes longer to build than to compare.
+_build = lru_cache(maxsize=2)(policy.build)
+
+
+def read(config: Path, counters: Mapping[str, Counter]) -> LastGood:
+    """Read the policy that the configuration's files ask for by now. Raises ConfigError.
+
+    A file that changes while it is read gets a fingerprint that fits none.
+    """
+    mark = bootscript.fingerprint(str(config))
+    found = load_config(config)
+    return LastGood(found, counters, mark if mark == bootscript.fingerprint(str(config)) else "unknown")
 
 
 def path() -> Path:

@@ -66,7 +66,7 @@ def build(config: Config, flags: frozenset[str] = frozenset()) -> Table:
     return Table(table.chains, table.maps, table.sets, table.counters, flags)
 
 
-def counter_name(block: str, hook: str, protocol: str, ports: Ports) -> str:
+def counter_name(block: str, hook: str, protocol: str, ports: Ports | str | int) -> str:
     """Name a counter. Names of blocks hold no dot, so that `counter_key` can take it apart again."""
     return f"{block}.{hook}.{protocol}.{ports}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nftguard import bootscript, bulletin, control, policy, state, status
 from nftguard.config import load
@@ -12,9 +12,6 @@ from nftguard.errors import ConfigError, UnavailableError
 from nftguard.kernel import Nftables
 from nftguard.model import Table
 from nftguard.status import STALE, State
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 def from_kernel(config: Path) -> tuple[dict[str, Any], int]:
@@ -37,7 +34,11 @@ def from_kernel(config: Path) -> tuple[dict[str, Any], int]:
     found = status.document(
         judged,
         live,
-        seen={_counter(row): row["last_seen"] for row in (word or {}).get("ports", []) if row["last_seen"]},
+        seen={
+            policy.counter_name(row["block"], row["hook"], row["protocol"], row["port"]): row["last_seen"]
+            for row in (word or {}).get("ports", [])
+            if row["last_seen"]
+        },
         warnings=bulletin.warnings(live or Table()),
         daemon=(word or {}).get("daemon"),
         at=time.time(),
@@ -54,7 +55,3 @@ def last_word() -> tuple[dict[str, Any], int]:
     age = f"{round(time.time() - word['at'])} s ago{', too old to count' if stale else ''}"
     word["warnings"] += [f"this is the daemon's word of {age}; only root may ask the kernel"]
     return word, STALE if stale else State(word["state"]).exit_code
-
-
-def _counter(row: Mapping[str, Any]) -> str:
-    return f"{row['block']}.{row['hook']}.{row['protocol']}.{row['port']}"

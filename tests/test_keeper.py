@@ -151,6 +151,7 @@ def test_a_start_with_a_broken_file_puts_the_last_good_policy_in_force(
     assert told == ["rules", "READY"]
     assert kernel.table == table
     assert second.bulletin.standing.state is State.DEGRADED
+    assert second.bulletin.resync == second.pace.resync == 300, "its word counts as long as ever"
 
 
 def test_a_policy_is_the_last_good_one_only_once_the_kernel_took_it(
