@@ -124,7 +124,7 @@ class Keeper:
         log().info("applied", summary=summary, cause=_told(causes), changes=told_changes(len(outcome.plan.steps)))
 
     def _reconcile(self, good: LastGood, working: Callable[[], None]) -> Outcome:
-        desired = replace(good, counters=self.bulletin.counters).table(self._kernel.flags)
+        desired = replace(good, counters=self.bulletin.counters).table(self._kernel.features)
         outcome = reconcile(self._kernel, desired, working)
         self.bulletin.passed(outcome, desired)
         self.pace.resync = self.bulletin.resync = good.config.service.resync
@@ -152,7 +152,7 @@ class Keeper:
     def _save(self) -> None:
         if self.good:
             try:
-                lastgood.save(replace(self.good, counters=self.bulletin.counters), self._kernel.flags)
+                lastgood.save(replace(self.good, counters=self.bulletin.counters), self._kernel.features)
             except OSError as error:
                 self.bulletin.complain(lastgood.path(), error)
 

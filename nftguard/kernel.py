@@ -9,30 +9,37 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
-import struct
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nftguard import netlink, nftjson, nftscript
 from nftguard.errors import KernelError, NftguardError, NotPermittedError, UnavailableError
-from nftguard.model import FAMILY, OWNED, TABLE, Table
+from nftguard.model import FAMILY, OWNED, TABLE, Features, Table
+from nftguard.nfnl import Nfnl
 
 if TYPE_CHECKING:
     from nftguard.plan import Plan
 
-# linux/include/uapi/linux/netfilter/nf_tables.h
-_NFT_MSG_GETTABLE, _NFTA_TABLE_NAME, _NFTA_TABLE_FLAGS = 1, 1, 2
-_FLAGS = {1: "dormant", 2: "owner", 4: "persist"} | {1 << bit: f"bit {bit}" for bit in range(3, 32)}
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+_LOOKS = 3  # how often to read again when somebody changes the ruleset meanwhile
+_PROBE = f"{FAMILY} {TABLE}-probe"
+# What may be missing, as scripts that are only tried.
+_OWNING = f"create table {_PROBE} {{ flags owner, persist; }}\n"
+_NOTING = f"""add chain {_PROBE} probe
+add set {_PROBE} probe {{ typeof socket cgroupv2 level 1; size 1; flags dynamic, timeout; timeout 1s; }}
+add rule {_PROBE} probe update @probe {{ socket cgroupv2 level 1 }}
+"""
 
 
 class Kernel(Protocol):
     """What nftguard asks of the kernel; the real one is `Nftables`, and tests hold a fake to the same contract."""
 
     @property
-    def flags(self) -> frozenset[str]:
-        """What a table of ours can be given here: owner and persist, or nothing."""
+    def features(self) -> Features:
+        """What it can do for us."""
         ...
 
     def snapshot(self) -> Table | None:
@@ -58,92 +65,80 @@ class Nftables:
         """libnftables' own descriptor, whose other end is the owner of an owned table."""
         if inherited is not None:
             os.dup2(inherited, self.socket)
-        self._nft.set_json_output(True)
-        self._netlink = netlink.open_socket(netlink.NETLINK_NETFILTER, 1 << 16)
+        self.nfnl = Nfnl()
 
     def snapshot(self) -> Table | None:
         """Read our table; None where there is none."""
-        flags = self._live_flags()
+        found: Table | None = None
+        for _ in range(_LOOKS):
+            before = self.nfnl.generation()
+            found = self._read()
+            if before == self.nfnl.generation():
+                break
+        return found
+
+    def _read(self) -> Table | None:
+        flags = self.nfnl.flags()
         if flags is None:
             return None
+        table = f"table {FAMILY} {TABLE}"
         try:
-            if not self._is_text():
-                return Table(flags=flags, foreign=frozenset({"something with bytes that are no text"}))
-            if not flags or flags <= self.flags:
-                return replace(nftjson.parse(self._list(f"table {FAMILY} {TABLE}")), flags=flags)
-            # This one is to be replaced: its counters are all that is wanted of it, and nft 1.0.6 lists no more.
-            counters = self._list(f"counters table {FAMILY} {TABLE}")
-            return Table(flags=flags, counters=nftjson.parse_counters(counters))
-        except nftjson.MalformedError as error:
-            raise KernelError(f"list table {FAMILY} {TABLE}", f"libnftables' reply is malformed: {error}") from None
-
-    def _is_text(self) -> bool:
-        """Whether libnftables can say what the table holds.
-
-        On an interface name that is not UTF-8, say, an assertion in its JSON ends this process, and every one after it
-        (seen: nft 1.0.6). As plain text it comes out, and it is python's binding that cannot decode it.
-        """
-        self._nft.set_json_output(False)
-        try:
-            self._nft.cmd(f"list table {FAMILY} {TABLE}")
+            if flags and not flags <= self.features.flags:
+                # This one is to be replaced: its counters are all that is wanted of it, and nft 1.0.6 lists no more.
+                return Table(flags=flags, counters=nftjson.parse_counters(self._list(f"counters {table}")))
+            # The elements of dynamic sets are left out: each costs 12 µs to print, and one that holds a control group
+            # a walk through all of them (cgroupv2_get_path() in nft 1.0.6). Those of maps are then listed one by one:
+            # 1.0.6 lists those of all tables, or of one map.
+            self._nft.set_terse_output(True)
+            try:
+                found = nftjson.parse(self._list(table))
+            finally:
+                self._nft.set_terse_output(False)
+            names = [name for name in found.maps if _NAME.fullmatch(name)]  # no other can be of our making
+            maps = [nftjson.parse_map(self._list(f"map {FAMILY} {TABLE} {name}")) for name in names]
+            return replace(found, flags=flags, maps={**found.maps, **{listed.name: listed for listed in maps}})
         except UnicodeDecodeError:
-            return False
-        finally:
-            self._nft.set_json_output(True)
-        return True
+            return Table(flags=flags, foreign=frozenset({"something with bytes that are no text"}))
+        except nftjson.MalformedError as error:
+            raise KernelError(f"list {table}", f"libnftables' reply is malformed: {error}") from None
 
     @cached_property
-    def flags(self) -> frozenset[str]:
-        """What a table of ours can be given here: owner and persist, or nothing.
+    def features(self) -> Features:
+        """What this kernel and this nft can do for us, asked without changing anything.
 
-        Asked without changing anything: nft 1.0.6 takes `persist` for a syntax error, and a kernel refuses flags that
-        it does not know. `owner` alone is of no use: such a table dies with its owner.
+        nft 1.0.6 takes `persist` for a syntax error, and a kernel refuses flags that it does not know. `owner` alone
+        is of no use: such a table dies with its owner.
         """
-        self._live_flags()  # without privilege it says so; libnftables would print it
+        self.nfnl.flags()  # without privilege it says so; libnftables would print it
+        if self._would(_OWNING + _NOTING):
+            return Features(OWNED)
+        flags = OWNED if self._would(_OWNING) else frozenset()
+        return Features(flags, self._would(f"add table {_PROBE}\n{_NOTING}"))
+
+    def _would(self, script: str) -> bool:
         self._nft.set_dry_run(True)
         try:
-            code, _, _ = self._nft.cmd(f"create table {FAMILY} {TABLE}-probe {{ flags owner, persist; }}")
+            code, _, _ = self._nft.cmd(script)
         finally:
             self._nft.set_dry_run(False)
-        return frozenset() if code else OWNED
+        return not code
 
     def close(self) -> None:
         """Close our own socket; libnftables' goes with the object."""
-        self._netlink.close()
+        self.nfnl.close()
 
     def _list(self, what: str) -> str:
-        code, out, err = self._nft.cmd(f"list {what}")
-        if code:
-            raise _error(f"list {what}", err)
-        return str(out)
+        """List as JSON. Raises UnicodeDecodeError when there is something in it that is not UTF-8.
 
-    def _live_flags(self) -> frozenset[str] | None:
-        """Ask the kernel itself for our table's flags; None where there is no table.
-
-        libnftables gives no error codes, only texts, and nft 1.0.6 reads stray memory for a table that has flags: the
-        JSON then names something else, or is none.
+        On an interface name that is not, say, an assertion in libnftables' JSON ends this process, and every one after
+        it (seen: nft 1.0.6). As plain text it comes out, and it is python's binding that cannot decode it.
         """
-        command = f"look for table {FAMILY} {TABLE}"
-        kind = netlink.NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_GETTABLE
-        body = struct.pack("!BBH", netlink.NFPROTO_INET, 0, 0) + netlink.attribute(
-            _NFTA_TABLE_NAME, TABLE.encode() + b"\0"
-        )
-        try:
-            self._netlink.send(netlink.message(kind, body, netlink.NLM_F_REQUEST))
-            for found in netlink.messages(self._netlink.recv(1 << 16)):
-                if not netlink.raise_for_error(found):
-                    bits = dict(netlink.attributes(found.body, netlink.NFGENMSG)).get(_NFTA_TABLE_FLAGS, b"\0\0\0\0")
-                    (number,) = struct.unpack("!I", bits)
-                    return frozenset(name for bit, name in _FLAGS.items() if number & bit)
-        except PermissionError:
-            raise NotPermittedError(command) from None
-        except OSError as error:
-            if error.errno == errno.ENOENT:
-                return None
-            if error.errno in {errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT}:
-                raise UnavailableError("this kernel has no nf_tables; load the module nf_tables") from None
-            raise KernelError(command, str(error.strerror)) from None
-        raise KernelError(command, "no answer")
+        for as_json in (False, True):
+            self._nft.set_json_output(as_json)
+            code, out, err = self._nft.cmd(f"list {what}")
+            if code:
+                raise _error(f"list {what}", err)
+        return str(out)
 
     def check(self, plan: Plan) -> None:
         """Ask whether the kernel would take the plan: it goes through the whole transaction and takes it back."""

@@ -21,7 +21,7 @@ from nftguard.plan import Plan, create
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from nftguard.model import Table
+    from nftguard.model import Features, Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class LastGood:
     counters: Mapping[str, Counter]
     mark: str
 
-    def table(self, flags: frozenset[str]) -> Table:
-        """Build its table, the counters with their totals; `flags` are those that the kernel can give it."""
-        table = _build(self.config, flags)
+    def table(self, features: Features) -> Table:
+        """Build its table, the counters with their totals; with what the kernel can do."""
+        table = _build(self.config, features)
         return replace(table, counters={name: self.counters.get(name, made) for name, made in table.counters.items()})
 
 
@@ -57,9 +57,9 @@ def path() -> Path:
     return Path(bootscript.state_dir()) / bootscript.NAME
 
 
-def save(good: LastGood, flags: frozenset[str]) -> None:
+def save(good: LastGood, features: Features) -> None:
     """Keep the policy. Raises OSError."""
-    table = good.table(flags)
+    table = good.table(features)
     totals = {name: [counter.packets, counter.bytes] for name, counter in table.counters.items() if counter.packets}
     comment = json.dumps({"config": _dump(good.config), "counters": totals})
     script = nftscript.script(Plan(tuple(create(table))))

@@ -21,6 +21,20 @@ ORPHAN = frozenset({"persist"})
 """The flags that such a table has left when its owner's socket is closed: anybody may change or adopt it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a kernel, and its nft, can do for us."""
+
+    flags: frozenset[str] = frozenset()
+    """The flags that a table can be given: those of OWNED, or none."""
+    cgroups: bool = True
+    """Whether the control group of a socket can be noted (Linux 5.13 and its module nft_socket)."""
+
+
+PLAIN = Features()
+"""What every kernel that nftguard supports can do."""
+
+
 class Hook(StrEnum):
     """Where in the kernel's path of a packet a block applies."""
 
@@ -45,11 +59,18 @@ class Action(StrEnum):
     REJECT = "reject"
 
 
-class IpFamily(StrEnum):
-    """The two families of an inet table, by the name that nft gives their headers."""
+class Key(StrEnum):
+    """What a dynamic set remembers packets by."""
 
-    IPV4 = "ip"
-    IPV6 = "ip6"
+    FLOW4 = "IPv4 flow"
+    FLOW6 = "IPv6 flow"
+    USER = "user"
+    SOURCE4 = "IPv4 source"
+    SOURCE6 = "IPv6 source network"
+    FAMILY = "address family"
+    ATTEMPT = "attempt"
+    """The control group of the socket, the source port, and the 32 bits at offset 4 of the transport header: of a TCP
+    SYN those are the initial sequence number, which its repeats share, and another attempt from the same port not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +106,27 @@ class Initial:
 
 
 @dataclass(frozen=True, slots=True)
-class FlowLimit:
-    """Match a packet as long as its flow, remembered in the set `name`, stays under `rate` per `unit`."""
+class Limit:
+    """`rate` packets per `unit` and `burst` at once; it matches what stays under it or, with `over`, what does not."""
 
-    family: IpFamily
-    name: str
     rate: int
     unit: str
+    burst: int = 1
+    over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Remember the packet in the dynamic set `name`, and match it, as long as there is room and the limit matches.
+
+    `level` says how deep below the root of the control groups to look; a packet whose socket has none there does not
+    match. nft lists it wrongly or not at all (1.0.6, 1.1.3), so that it is not compared.
+    """
+
+    key: Key
+    name: str
+    limit: Limit | None = None
+    level: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +151,7 @@ class Foreign:
     text: str
 
 
-Statement = Verdict | Vmap | Count | Initial | FlowLimit | Log | Reject | Foreign
+Statement = Verdict | Vmap | Count | Initial | Update | Log | Reject | Foreign
 Rule = tuple[Statement, ...]
 
 
@@ -151,11 +186,11 @@ class Map:
 
 
 @dataclass(frozen=True, slots=True)
-class FlowSet:
-    """A dynamic set of flows (source, destination, their ports). Its elements are the kernel's, never compared."""
+class DynamicSet:
+    """A set that packets fill. Its elements are the kernel's, never compared."""
 
     name: str
-    family: IpFamily
+    key: Key
     size: int
     timeout: int  # seconds
     foreign: str = ""
@@ -176,7 +211,7 @@ class Table:
 
     chains: Mapping[str, Chain] = field(default_factory=dict)
     maps: Mapping[str, Map] = field(default_factory=dict)
-    sets: Mapping[str, FlowSet] = field(default_factory=dict)
+    sets: Mapping[str, DynamicSet] = field(default_factory=dict)
     counters: Mapping[str, Counter] = field(default_factory=dict)
     flags: frozenset[str] = frozenset()
     foreign: frozenset[str] = frozenset()  # objects of kinds that nftguard never makes, as "flowtable ft"

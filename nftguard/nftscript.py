@@ -12,16 +12,17 @@ from nftguard.model import (
     Chain,
     Count,
     Counter,
-    FlowLimit,
-    FlowSet,
+    DynamicSet,
     Foreign,
     Initial,
-    IpFamily,
+    Key,
+    Limit,
     Log,
     Map,
     Protocol,
     Reject,
     Statement,
+    Update,
     Verdict,
     Vmap,
 )
@@ -44,7 +45,25 @@ if TYPE_CHECKING:
 
     from nftguard.ports import Ports
 
-_ADDRESS = {IpFamily.IPV4: "ipv4_addr", IpFamily.IPV6: "ipv6_addr"}
+# A set's key type, and the expression that gives its elements. nft 1.0.6 lists `level` as 0, whatever it was.
+_KEY = {
+    Key.FLOW4: (
+        "type ipv4_addr . inet_service . ipv4_addr . inet_service",
+        "ip saddr . th sport . ip daddr . th dport",
+    ),
+    Key.FLOW6: (
+        "type ipv6_addr . inet_service . ipv6_addr . inet_service",
+        "ip6 saddr . th sport . ip6 daddr . th dport",
+    ),
+    Key.USER: ("type uid", "meta skuid"),
+    Key.SOURCE4: ("type ipv4_addr", "ip saddr"),
+    Key.SOURCE6: ("type ipv6_addr", "ip6 saddr & ffff:ffff:ffff:ffff::"),
+    Key.FAMILY: ("type nf_proto", "meta nfproto"),
+    Key.ATTEMPT: (
+        "typeof socket cgroupv2 level 1 . th sport . @th,32,32",
+        "socket cgroupv2 level {level} . th sport . @th,32,32",
+    ),
+}
 _INITIAL = {
     # tcp(7): SYN without ACK; FIN and RST would make it none (RFC 9293, 3.5)
     Protocol.TCP: ("tcp flags & (fin | syn | rst | ack) == syn", "tcp flags & (fin | syn | rst | ack) != syn"),
@@ -86,7 +105,7 @@ def _flags(flags: frozenset[str]) -> str:
     return f" {{ flags {', '.join(sorted(flags))}; }}" if flags else ""
 
 
-def _declaration(thing: Chain | Map | FlowSet | Counter) -> str:
+def _declaration(thing: Chain | Map | DynamicSet | Counter) -> str:
     table = f"{FAMILY} {TABLE}"
     match thing:
         case Chain(name=name, base=None):
@@ -98,12 +117,8 @@ def _declaration(thing: Chain | Map | FlowSet | Counter) -> str:
             )
         case Map(name=name, value=value, interval=interval):
             return f"map {table} {name} {{ type inet_service : {value};{' flags interval;' if interval else ''} }}"
-        case FlowSet(name, family, size, timeout):
-            address = _ADDRESS[family]
-            return (
-                f"set {table} {name} {{ type {address} . inet_service . {address} . inet_service; "
-                f"size {size}; flags dynamic, timeout; timeout {timeout}s; }}"
-            )
+        case DynamicSet(name, key, size, timeout):
+            return f"set {table} {name} {{ {_KEY[key][0]}; size {size}; flags dynamic, timeout; timeout {timeout}s; }}"
         case Counter(name, packets, count):
             return f"counter {table} {name}" + (f" {{ packets {packets} bytes {count} }}" if packets else "")
     raise AssertionError(thing)
@@ -119,9 +134,8 @@ def _statement(statement: Statement) -> str:
             return f"counter name {protocol} dport map @{name}"
         case Initial(protocol, is_not):
             return _INITIAL[protocol][is_not]
-        case FlowLimit(family, name, rate, unit):
-            key = f"{family} saddr . th sport . {family} daddr . th dport"
-            return f"update @{name} {{ {key} limit rate {rate}/{unit} burst 1 packets }}"
+        case Update(key, name, limit, level):
+            return f"update @{name} {{ {_KEY[key][1].format(level=level)}{_limit(limit) if limit else ''} }}"
         case Log(prefix, None):
             return f'log prefix "{prefix}" level info flags skuid'
         case Log(prefix, group):
@@ -130,6 +144,10 @@ def _statement(statement: Statement) -> str:
             return f"reject with {kind}"
         case Foreign(text):
             raise AssertionError(f"nftguard never writes what it does not know: {text}")
+
+
+def _limit(limit: Limit) -> str:
+    return f" limit rate {'over ' * limit.over}{limit.rate}/{limit.unit} burst {limit.burst} packets"
 
 
 def _elements(elements: Mapping[Ports, Verdict | str]) -> str:

@@ -10,7 +10,7 @@ from nftguard.model import ORPHAN, OWNED
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from nftguard.model import Base, Chain, Counter, FlowSet, Map, Rule, Table, Verdict
+    from nftguard.model import Base, Chain, Counter, DynamicSet, Map, Rule, Table, Verdict
     from nftguard.ports import Ports
 
 Kind = Literal["chain", "map", "set", "counter"]
@@ -37,7 +37,7 @@ class DeleteTable:
 class Add:
     """Declare an object: a chain without its rules, a map without its elements. A base chain's policy is set."""
 
-    thing: Chain | Map | FlowSet | Counter
+    thing: Chain | Map | DynamicSet | Counter
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ For a block `mail` on output with tcp, and a block `more` that names port 25 too
     map output.tcp                  port 110 -> goto mail.output.tcp; port 25 -> goto output.tcp.<the two blocks>
     chain mail.output.tcp           the block: attempts go to the log, the port's counter counts, then drop
     map mail.output.tcp             port 25 -> counter mail.output.tcp.25
-    chain mail.output.tcp.attempt   the log, limited per flow by the sets flows4 and flows6
+    chain mail.output.tcp.attempt   the log, limited by the sets `users` and `total`; the kernel log by `flows4`
+    chain cgroups                   notes the control group of an attempt that is logged, in the set `attempts`
     chain output.tcp.<hash>         both blocks in turn: a packet passes only if every block lets it
 
 Wide ranges have maps of their own, `*.ranges`, asked only after the plain ones.
@@ -19,22 +20,25 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from nftguard.model import (
+    PLAIN,
     Action,
     Base,
     Chain,
     Count,
     Counter,
-    FlowLimit,
-    FlowSet,
+    DynamicSet,
     Hook,
     Initial,
-    IpFamily,
+    Key,
+    Limit,
     Log,
     Map,
     Protocol,
     Reject,
     Rule,
+    Statement,
     Table,
+    Update,
     Verdict,
     Vmap,
 )
@@ -44,23 +48,35 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from nftguard.config import Block, Config
+    from nftguard.model import Features
 
 SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 
-FLOWS = {IpFamily.IPV4: "flows4", IpFamily.IPV6: "flows6"}
-FLOWS_SIZE = 4096
-"""Flows of each family whose log is limited at one time; when they are full, new ones are dropped without a log.
+# Dynamic sets. Their sizes also bound what a flood can cost us: libnftables reads a table with every element of its
+# sets, 2 µs each (nft 1.0.6).
+FLOWS = {Key.FLOW4: "flows4", Key.FLOW6: "flows6"}
+FLOWS_SIZE = 16384
+"""Flows of each family whose kernel log is limited at one time; when they are full, new ones are dropped unlogged."""
 
-It also bounds what a flood can cost us: libnftables reads a table with every element of its sets, 12 µs each
-(nft 1.0.6; its terse mode does not help for one table)."""
+ATTEMPTS = "attempts"
+"""The set in which the kernel notes the control group of each attempt that it hands to the daemon."""
+_ATTEMPTS = DynamicSet(ATTEMPTS, Key.ATTEMPT, size=8192, timeout=2)
+CGROUPS = "cgroups"
+_LEVELS = range(12, -1, -1)  # deepest first; Kubernetes in a container with systemd inside is some nine deep
+
+# How many attempts the daemon is handed at most. Each user, or each source of what is not this host's own, has a limit
+# of its own, so that one who floods does not hide another; in all they are what a quarter of a core can follow.
+_EACH = Limit(500, "second", burst=1000, over=True)
+_TOTAL = Limit(2000, "second", burst=2000, over=True)
+_SOURCES = {Key.SOURCE4: "sources4", Key.SOURCE6: "sources6"}
 
 RANGES = ".ranges"
 
 
-def build(config: Config, flags: frozenset[str] = frozenset()) -> Table:
-    """Build the table that the configuration asks for; `flags` are those that this kernel can give it."""
-    flags = flags if config.service.ownership == "auto" else frozenset()
-    table = _Builder(config)
+def build(config: Config, features: Features = PLAIN) -> Table:
+    """Build the table that the configuration asks for, with what this kernel can do."""
+    flags = features.flags if config.service.ownership == "auto" else frozenset()
+    table = _Builder(config, features.cgroups)
     for hook in Hook:
         table.hook(hook)
     return Table(table.chains, table.maps, table.sets, table.counters, flags)
@@ -82,11 +98,12 @@ def counter_key(name: str) -> tuple[str, Hook, Protocol, Ports] | None:
 
 
 class _Builder:
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, cgroups: bool) -> None:
         self.config = config
+        self.cgroups = cgroups
         self.chains: dict[str, Chain] = {}
         self.maps: dict[str, Map] = {}
-        self.sets: dict[str, FlowSet] = {}
+        self.sets: dict[str, DynamicSet] = {}
         self.counters: dict[str, Counter] = {}
 
     def hook(self, hook: Hook) -> None:
@@ -124,23 +141,43 @@ class _Builder:
         self._chain(Chain(name, tuple(rules)))
 
     def _attempt(self, block: Block, hook: Hook, protocol: Protocol, listed: tuple[Ports, ...]) -> str:
-        """Build the chain that logs. The limit is in rules of their own: it must never limit the drop."""
+        """Build the chain that logs. The limits are in rules of their own: they must never limit the drop."""
+        name = f"{block.name}.{hook}.{protocol}"
+        if self.config.log.target == "journal":
+            rules = self._handed_over(block, hook)
+        else:
+            rules = self._written(block, hook, protocol, listed)
+        return self._chain(Chain(f"{name}.attempt", tuple(rules)))
+
+    def _handed_over(self, block: Block, hook: Hook) -> list[Rule]:
+        """Hand attempts to the daemon; all that it tells besides the block's name is in the packet itself."""
+        each = {Key.USER: "users"} if hook is Hook.OUTPUT else _SOURCES
+        limits = {key: (name, 1024, _EACH) for key, name in each.items()} | {Key.FAMILY: ("total", 2, _TOTAL)}
+        rules: list[Rule] = []
+        for key, (name, size, limit) in limits.items():
+            self.sets[name] = DynamicSet(name, key, size, timeout=60)
+            rules.append((Update(key, name, limit), Verdict("return")))
+        if hook is Hook.OUTPUT and self.cgroups:
+            self.sets[ATTEMPTS] = _ATTEMPTS
+            noted: list[Rule] = [(Update(Key.ATTEMPT, ATTEMPTS, level=n), Verdict("return")) for n in _LEVELS]
+            rules.append((Verdict("jump", self._chain(Chain(CGROUPS, tuple(noted)))),))
+        return [*rules, (Log(block.name, self.config.log.group),)]
+
+    def _written(self, block: Block, hook: Hook, protocol: Protocol, listed: tuple[Ports, ...]) -> list[Rule]:
+        """Write attempts to the kernel log, each flow's at the rate that the configuration says."""
         log, name = self.config.log, f"{block.name}.{hook}.{protocol}"
         prefixes = {
             ports: log.prefix.format(block=block.name, hook=hook, protocol=protocol, port=ports) for ports in listed
         }
-        then: Rule
-        if log.target == "journal":
-            then = (Log(block.name, log.group),)  # the rest is in the packet and its NFLOG header
-        elif len(set(prefixes.values())) == 1:
-            then = (Log(prefixes[listed[0]], None),)
+        if len(set(prefixes.values())) == 1:
+            then: Statement = Log(prefixes[listed[0]], None)
         else:
-            then = (Verdict("goto", self._prefixes(name, protocol, prefixes)),)
-        limits: list[Rule] = []
-        for family, flows in FLOWS.items():
-            self.sets[flows] = FlowSet(flows, family, FLOWS_SIZE, SECONDS[log.rate.unit])
-            limits.append((FlowLimit(family, flows, log.rate.count, log.rate.unit), *then))
-        return self._chain(Chain(f"{name}.attempt", tuple(limits)))
+            then = Verdict("goto", self._prefixes(name, protocol, prefixes))
+        rules: list[Rule] = []
+        for key, flows in FLOWS.items():
+            self.sets[flows] = DynamicSet(flows, key, FLOWS_SIZE, SECONDS[log.rate.unit])
+            rules.append((Update(key, flows, Limit(log.rate.count, log.rate.unit)), then))
+        return rules
 
     def _prefixes(self, name: str, protocol: Protocol, prefixes: Mapping[Ports, str]) -> str:
         """Build a chain a port for a kernel log prefix that names the port."""

@@ -21,7 +21,7 @@ def from_kernel(config: Path) -> tuple[dict[str, Any], int]:
     desired: Table | None = None
     reasons: tuple[str, ...] = ()
     try:
-        desired = policy.build(load(config), kernel.flags)
+        desired = policy.build(load(config), kernel.features)
     except ConfigError as error:
         reasons = tuple(map(str, error.problems))
     word = state.read_status() if control.listening(Path(bootscript.run_dir()) / "control") else None

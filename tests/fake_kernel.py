@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from nftguard.errors import KernelError
-from nftguard.model import Chain, Count, Counter, FlowLimit, FlowSet, Map, Rule, Table, Verdict, Vmap
+from nftguard.model import PLAIN, Chain, Count, Counter, DynamicSet, Map, Rule, Table, Update, Verdict, Vmap
 from nftguard.plan import (
     Add,
     AddElements,
@@ -30,7 +30,7 @@ class FakeKernel:
     """Keeps one table. `refusing`, where it is set, is the reason for which the next transactions are refused."""
 
     def __init__(self) -> None:
-        self.flags: frozenset[str] = frozenset()
+        self.features = PLAIN
         self.table: Table | None = None
         self.refusing = ""
         self.transactions = 0
@@ -99,7 +99,7 @@ def _step(table: Table | None, step: Step) -> Table | None:
     raise AssertionError(step)
 
 
-def _add(table: Table, thing: Chain | Map | FlowSet | Counter) -> Table:
+def _add(table: Table, thing: Chain | Map | DynamicSet | Counter) -> Table:
     match thing:
         case Chain():
             have = table.chains.get(thing.name)
@@ -113,12 +113,12 @@ def _add(table: Table, thing: Chain | Map | FlowSet | Counter) -> Table:
             )
         case Counter():
             return table if thing.name in table.counters else _put(table, thing)
-        case FlowSet():
+        case DynamicSet():
             return _put(table, thing)
 
 
-def _put(table: Table, thing: Chain | Map | FlowSet | Counter) -> Table:
-    place = {Chain: "chains", Map: "maps", FlowSet: "sets", Counter: "counters"}[type(thing)]
+def _put(table: Table, thing: Chain | Map | DynamicSet | Counter) -> Table:
+    place = {Chain: "chains", Map: "maps", DynamicSet: "sets", Counter: "counters"}[type(thing)]
     changed: dict[str, Any] = {place: {**getattr(table, place), thing.name: thing}}
     return replace(table, **changed)
 
@@ -142,7 +142,7 @@ def _check_references(table: Table) -> None:
                     _require(target in table.chains, "Device or resource busy")
                 case Vmap(name=name) | Count(name=name):
                     _require(name in table.maps, "Device or resource busy")
-                case FlowLimit(name=name):
+                case Update(name=name):
                     _require(name in table.sets, "Device or resource busy")
     for goal in (goal for found in table.maps.values() for goal in found.elements.values()):
         if isinstance(goal, Verdict):

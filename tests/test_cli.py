@@ -106,7 +106,7 @@ def test_plan_prints_the_script_that_apply_runs(netns: Namespace, config_file: P
 
 
 def test_apply_twice_changes_nothing_the_second_time(netns: Namespace, config_file: Path) -> None:
-    assert cli(netns, config_file, "apply").stdout == "11 tcp ports blocked on output (27 changes)\n"
+    assert cli(netns, config_file, "apply").stdout == "11 tcp ports blocked on output (44 changes)\n"
     assert cli(netns, config_file, "apply").stdout == "11 tcp ports blocked on output (already in force)\n"
 
 

@@ -12,7 +12,7 @@ import pytest
 from nftguard import journal, lastgood, notify
 from nftguard.errors import ConfigError, KernelError
 from nftguard.keeper import Keeper
-from nftguard.model import Counter
+from nftguard.model import PLAIN, Counter
 from nftguard.pace import Cause
 from nftguard.status import State
 from nftguard.watch import Change
@@ -163,7 +163,7 @@ def test_a_policy_is_the_last_good_one_only_once_the_kernel_took_it(
     run(guard, Cause.RELOAD)
     kept = lastgood.load()
     assert kept
-    assert "mail.output.tcp.995" in kept.table(frozenset()).counters
+    assert "mail.output.tcp.995" in kept.table(PLAIN).counters
 
 
 def test_a_failure_is_told_with_what_is_in_force_and_tried_again(

@@ -177,9 +177,11 @@ DRIFTS = {
     "a map added": "add map inet nftguard mine { type ipv4_addr : mark; }",
     "a counter added": "add counter inet nftguard mine",
     "a quota added": "add quota inet nftguard mine { over 10 mbytes }",
-    "a flow set made anew": "flush chain inet nftguard mail.output.tcp; "
-    "flush chain inet nftguard mail.output.tcp.attempt; delete set inet nftguard flows4; "
-    "add set inet nftguard flows4 { type ipv4_addr . inet_service; size 10; flags dynamic, timeout; }",
+    "a dynamic set made anew": "flush chain inet nftguard mail.output.tcp; "
+    "flush chain inet nftguard mail.output.tcp.attempt; delete set inet nftguard users; "
+    "add set inet nftguard users { type uid; size 10; flags dynamic, timeout; }",
+    "a limit of theirs in the place of ours": "flush chain inet nftguard mail.output.tcp.attempt; "
+    "add rule inet nftguard mail.output.tcp.attempt update @users { meta skuid limit rate over 1/day } return",
 }
 
 
@@ -204,11 +206,9 @@ def test_a_rule_edited_with_its_comment_kept_is_drift(netns: Namespace, kernel: 
     assert not reconcile(kernel, desired).plan
 
 
-def test_elements_of_flow_sets_are_not_drift(netns: Namespace, kernel: Nftables) -> None:
+def test_elements_of_dynamic_sets_are_not_drift(netns: Namespace, kernel: Nftables) -> None:
     reconcile(kernel, table_of(MAIL))
-    netns.nft(
-        "add element inet nftguard flows4 { 10.0.0.1 . 40000 . 10.0.0.2 . 25 limit rate 1/minute burst 1 packets }"
-    )
+    netns.nft("add element inet nftguard users { 1000 limit rate over 500/second burst 1000 packets }")
     assert not reconcile(kernel, table_of(MAIL)).plan
 
 

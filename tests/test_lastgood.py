@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 import nftguard
 from nftguard import bootscript, config, lastgood
 from nftguard.lastgood import LastGood
-from nftguard.model import OWNED, Counter
+from nftguard.model import OWNED, PLAIN, Counter, Features
 from nftguard.nftscript import script
 from nftguard.plan import rebuild
 from tests.examples import config_of, configs
@@ -36,22 +36,22 @@ MAIL = '[[block]]\nname = "mail"\nports = [25, "1000-2000"]\n'
 @given(configs())
 def test_any_policy_is_read_back_as_it_was(found: Config) -> None:
     good = LastGood(found, {}, "abc")
-    lastgood.save(good, frozenset())
+    lastgood.save(good, PLAIN)
     again = lastgood.load()
     assert again
-    assert again.table(frozenset()) == good.table(frozenset())
+    assert again.table(PLAIN) == good.table(PLAIN)
     assert (again.config.log, again.config.service, again.mark) == (found.log, found.service, "abc")
 
 
 def test_totals_are_kept_in_the_file_and_in_the_script() -> None:
     totals = {"mail.output.tcp.25": Counter("mail.output.tcp.25", 7, 420)}
-    lastgood.save(LastGood(config_of(MAIL), totals, "abc"), OWNED)
+    lastgood.save(LastGood(config_of(MAIL), totals, "abc"), Features(OWNED))
     again = lastgood.load()
     assert again
     assert again.counters == totals
     text = lastgood.path().read_text()
     assert text.startswith("# nftguard abc\n# {")
-    assert text.endswith(script(rebuild(None, again.table(OWNED))) + "# end\n")
+    assert text.endswith(script(rebuild(None, again.table(Features(OWNED)))) + "# end\n")
     assert "add counter inet nftguard mail.output.tcp.25 { packets 7 bytes 420 }" in text
     assert lastgood.path().stat().st_mode & 0o777 == 0o600
 
@@ -80,7 +80,7 @@ def boot(netns: Namespace, path: Path) -> subprocess.CompletedProcess[str]:
 
 def apply(path: Path) -> None:
     found = config.load(path)
-    lastgood.save(LastGood(found, {}, bootscript.fingerprint(str(path))), frozenset())
+    lastgood.save(LastGood(found, {}, bootscript.fingerprint(str(path))), PLAIN)
 
 
 def test_the_boot_script_loads_the_last_good_rules_without_python(
@@ -92,7 +92,7 @@ def test_the_boot_script_loads_the_last_good_rules_without_python(
     (config_file.parent / "bin/nftguard").chmod(0o755)
     done = boot(netns, config_file)
     assert (done.returncode, done.stderr) == (0, "")
-    assert kernel.snapshot() == LastGood(config.load(config_file), {}, "").table(frozenset())
+    assert kernel.snapshot() == LastGood(config.load(config_file), {}, "").table(PLAIN)
 
 
 @pytest.mark.parametrize("change", ["content", "drop-in", "removed drop-in", "touch"])
@@ -118,7 +118,7 @@ def test_both_take_the_same_fingerprint(netns: Namespace, kernel: Nftables, conf
     assert ("ports blocked" in done.stdout) is (change != "touch")
     live = kernel.snapshot()
     assert live
-    assert live.counters.keys() == LastGood(config.load(config_file), {}, "").table(frozenset()).counters.keys()
+    assert live.counters.keys() == LastGood(config.load(config_file), {}, "").table(PLAIN).counters.keys()
 
 
 def test_at_the_first_boot_the_configuration_is_applied(netns: Namespace, kernel: Nftables, config_file: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_script_that_was_cut_is_replaced(netns: Namespace, kernel: Nftables, c
     text = lastgood.path().read_text()
     lastgood.path().write_text(text[: int(len(text) * left)].rpartition("\n")[0] + "\n")
     assert boot(netns, config_file).returncode == 0
-    assert kernel.snapshot() == LastGood(config.load(config_file), {}, "").table(frozenset())
+    assert kernel.snapshot() == LastGood(config.load(config_file), {}, "").table(PLAIN)
 
 
 def test_a_broken_script_is_replaced(netns: Namespace, kernel: Nftables, config_file: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_broken_script_is_replaced(netns: Namespace, kernel: Nftables, config_
 def test_a_live_table_is_left_alone(netns: Namespace, kernel: Nftables, config_file: Path) -> None:
     apply(config_file)
     assert boot(netns, config_file).returncode == 0
-    netns.nft("add element inet nftguard flows4 { 10.0.0.1 . 1 . 10.0.0.2 . 25 limit rate 1/minute burst 1 packets }")
+    netns.nft("add element inet nftguard users { 5 limit rate over 500/second burst 1000 packets }")
     before = kernel.snapshot()
     assert boot(netns, config_file).returncode == 0
     assert kernel.snapshot() == before

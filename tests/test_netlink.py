@@ -150,7 +150,7 @@ def test_the_unit_of_a_process_is_found_in_both_kinds_of_cgroup_tree(tmp_path: P
     for pid, cgroup, unit in (
         (1, "0::/system.slice/docker.service\n", "docker.service"),
         (2, "9:pids:/x\n1:name=systemd:/user.slice/user-0.slice/session-3.scope\n0::/\n", "session-3.scope"),
-        (3, "0::/user.slice/user-1.slice/user@1.service/app.slice/a.service/sub\n", "a.service"),
+        (3, "0::/user.slice/user-1.slice/user@1.service/app.slice/a.service/sub\n", "user@1.service"),
         (4, "0::/\n", ""),
         (5, "nonsense", ""),
     ):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftguard import nftjson
-from nftguard.model import FlowLimit, Foreign, Initial, IpFamily, Log, Protocol, Reject, Rule, Table, Verdict
+from nftguard.model import DynamicSet, Foreign, Initial, Key, Limit, Log, Protocol, Reject, Rule, Table, Update, Verdict
 from nftguard.nftjson import MalformedError, parse
 from nftguard.ports import Ports
 
@@ -71,6 +71,7 @@ KEY = [
     [
         ({"rate": 1, "burst": 1, "per": "minute"}, True),
         ({"rate": 1, "burst": 1, "per": "minute", "rate_unit": "packets"}, True),
+        ({"rate": 1, "per": "minute"}, True),
         ({"rate": 1, "burst": 5, "per": "minute"}, False),
         ({"rate": 1, "burst": 1, "per": "minute", "inv": True}, False),
         ({"rate": 1, "burst": 1, "per": "minute", "rate_unit": "kbytes"}, False),
@@ -79,7 +80,24 @@ KEY = [
 def test_a_flow_limit_is_known_only_as_it_is_written(limit: dict[str, Any], known: bool) -> None:
     expr = {"set": {"op": "update", "elem": {"concat": KEY}, "set": "@flows4", "stmt": [{"limit": limit}]}}
     (found,) = rule(expr)
-    assert found == FlowLimit(IpFamily.IPV4, "flows4", 1, "minute") if known else isinstance(found, Foreign)
+    assert (found == Update(Key.FLOW4, "flows4", Limit(1, "minute"))) == known
+
+
+CGROUP = [{"socket": {"key": "cgroupv2"}}, {"payload": {"protocol": "th", "field": "sport"}}]
+BITS = {"payload": {"base": "th", "offset": 32, "len": 32}}
+
+
+def test_an_attempt_is_noted_at_any_depth() -> None:
+    """How deep below the root of the control groups a rule looks, nft does not list (1.0.6, 1.1.3)."""
+    found = rule({"set": {"op": "update", "elem": {"concat": [*CGROUP, BITS]}, "set": "@attempts"}}, {"return": None})
+    assert found == (Update(Key.ATTEMPT, "attempts", level=5), Verdict("return"))
+    assert Update(Key.ATTEMPT, "attempts", level=5) == Update(Key.ATTEMPT, "attempts", level=2)
+
+
+@pytest.mark.parametrize("kind", [["cgroupsv2", "inet_service", "integer"], {"typeof": {"concat": [*CGROUP, BITS]}}])
+def test_both_spellings_of_a_set_of_attempts_are_known(kind: object) -> None:
+    thing = {"set": {"name": "s", "type": kind, "size": 8192, "flags": ["timeout", "dynamic"], "timeout": 2}}
+    assert parse(reply(thing)).sets["s"] == DynamicSet("s", Key.ATTEMPT, 8192, 2)
 
 
 @pytest.mark.parametrize(

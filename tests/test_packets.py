@@ -7,6 +7,7 @@ import errno
 import socket
 import struct
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,6 @@ import pytest
 from nftguard.kernel import Nftables
 from nftguard.model import Hook, Protocol
 from nftguard.nflog import Attempt, Reader
-from nftguard.policy import FLOWS_SIZE
 from nftguard.reconcile import reconcile
 from tests.conftest import ORIGIN
 from tests.examples import table_of
@@ -298,7 +298,12 @@ def test_an_attempt_is_logged_with_who_and_where(hosts: Hosts, reader: Reader, f
     code += "s.bind(('', 41000)); s.connect((sys.argv[2], 25))"
     hosts.guarded.run("/usr/bin/python3", "-c", code, str(int(family)), address(family, 2), check=False)
     here, there = address(family, 2, 1), address(family, 2)
-    assert drain(reader, 1) == [Attempt("mail", Hook.OUTPUT, Protocol.TCP, here, 41000, there, 25, 1234, 4321)]
+    (found,) = drain(reader, 1)
+    # `outbound` is the name here of a number there: the reader is asked from outside of the namespace
+    plain = replace(found, sequence=0, outbound="", size=0)
+    assert plain == Attempt("mail", Hook.OUTPUT, Protocol.TCP, here, 41000, there, 25, 1234, 4321)
+    assert found.sequence
+    assert found.size >= 40
 
 
 def test_a_forwarded_attempt_has_no_user(hosts: Hosts, reader: Reader) -> None:
@@ -319,22 +324,21 @@ def test_only_initial_syns_are_logged_and_every_packet_is_counted(hosts: Hosts, 
 
 
 def test_the_log_limit_never_limits_the_drop(hosts: Hosts, reader: Reader) -> None:
-    hosts.guard('[[block]]\nname = "mail"\nports = [25]\n[log]\nrate = "2/hour per flow"')
-    with arrivals(hosts.outer, socket.AF_INET) as sock:
-        syn(hosts.guarded, "10.0.2.2", 25, 200)
-        syn(hosts.guarded, "10.0.2.2", 25, 50, source=40001)
-        assert 25 not in arrived_ports(sock, socket.AF_INET)
-    assert sorted(found.source_port for found in drain(reader, 2)) == [40000, 40001], "one line a flow"
-    assert hosts.packets()["mail.output.tcp.25"] == 250
-
-
-def test_packets_are_dropped_all_the_same_when_the_flows_are_full(hosts: Hosts, reader: Reader) -> None:
+    """A user is told 1,000 times at once; then others still are."""
     hosts.guard('[[block]]\nname = "mail"\nports = [25]')
-    limit = "limit rate 1/minute burst 1 packets"
-    flows = [f"10.9.{number >> 8}.{number & 255} . 1 . 10.0.2.2 . 25 {limit}" for number in range(FLOWS_SIZE)]
-    hosts.guarded.nft(f"add element inet nftguard flows4 {{ {', '.join(flows)} }}")
+    with arrivals(hosts.outer, socket.AF_INET) as sock:
+        syn(hosts.guarded, "10.0.2.2", 25, 3000)
+        assert 25 not in arrived_ports(sock, socket.AF_INET)
+    assert 1000 <= len(drain(reader, 3000, patience=0.5)) < 3000
+    assert hosts.packets()["mail.output.tcp.25"] == 3000
+
+
+def test_attempts_are_dropped_and_told_all_the_same_when_the_users_are_full(hosts: Hosts, reader: Reader) -> None:
+    hosts.guard('[[block]]\nname = "mail"\nports = [25]')
+    users = [f"{uid} limit rate over 500/second burst 1000 packets" for uid in range(1, 1025)]
+    hosts.guarded.nft(f"add element inet nftguard users {{ {', '.join(users)} }}")
     syn(hosts.guarded, "10.0.2.2", 25, 3)
-    assert drain(reader, 1, patience=0.4) == []
+    assert len(drain(reader, 3)) == 3
     assert hosts.packets()["mail.output.tcp.25"] == 3
 
 

@@ -1,0 +1,154 @@
+"""What is asked of nf_tables over netlink itself, since libnftables says it wrongly, slowly or not at all.
+
+Formats: linux/include/uapi/linux/netfilter/nf_tables.h. The kernel answers within the call to send(), so that the
+socket need not wait; what a reply lacks is None or left out.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from typing import TYPE_CHECKING
+
+from nftguard import netlink
+from nftguard.errors import KernelError, NotPermittedError, UnavailableError
+from nftguard.model import FAMILY, TABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_GETTABLE, _NEWSETELEM, _GETSETELEM, _GETGEN, _GETOBJ = 1, 12, 13, 16, 19
+_TABLE_NAME, _TABLE_FLAGS = 1, 2
+_GEN_ID = 1
+_OBJ_TABLE, _OBJ_NAME, _OBJ_TYPE, _OBJ_DATA = 1, 2, 3, 4
+_OBJECT_COUNTER, _COUNTER_BYTES, _COUNTER_PACKETS = 1, 1, 2
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
+_LIST_ELEM, _ELEM_KEY, _DATA_VALUE = 1, 1, 1
+_FLAGS = {1: "dormant", 2: "owner", 4: "persist"} | {1 << bit: f"bit {bit}" for bit in range(3, 32)}
+
+_BUFFER = 1 << 20  # a dump's replies, and those to a batch of questions
+_NAME = TABLE.encode() + b"\0"
+
+
+class Nfnl:
+    """One netlink socket to nf_tables. Raises OSError where there is none."""
+
+    def __init__(self) -> None:
+        self._socket = netlink.open_socket(netlink.NETLINK_NETFILTER, _BUFFER)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def flags(self) -> frozenset[str] | None:
+        """Give the flags of our table; None where there is no table.
+
+        libnftables gives no error codes, only texts, and nft 1.0.6 reads stray memory for a table that has flags: the
+        JSON then names something else, or is none. Raises NotPermittedError, UnavailableError, KernelError.
+        """
+        command = f"look for table {FAMILY} {TABLE}"
+        try:
+            for body in self._ask(_GETTABLE, netlink.attribute(_TABLE_NAME, _NAME)):
+                (number,) = struct.unpack("!I", dict(netlink.attributes(body, netlink.NFGENMSG))[_TABLE_FLAGS])
+                return frozenset(name for bit, name in _FLAGS.items() if number & bit)
+        except PermissionError:
+            raise NotPermittedError(command) from None
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            if error.errno in {errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT}:
+                raise UnavailableError("this kernel has no nf_tables; load the module nf_tables") from None
+            raise KernelError(command, str(error.strerror)) from None
+        except (LookupError, struct.error):
+            pass
+        raise KernelError(command, "no answer")
+
+    def generation(self) -> int | None:
+        """Give the number of the ruleset's generation: every transaction of anybody makes a new one."""
+        try:
+            for body in self._ask(_GETGEN, b""):
+                (number,) = struct.unpack("!I", dict(netlink.attributes(body, netlink.NFGENMSG))[_GEN_ID])
+                return int(number)
+        except (OSError, LookupError, struct.error):
+            pass
+        return None
+
+    def counter(self, name: str) -> tuple[int, int] | None:
+        """Give the packets and bytes of a counter of our table; None where it is missing."""
+        asked = netlink.attribute(_OBJ_TABLE, _NAME) + netlink.attribute(_OBJ_NAME, name.encode() + b"\0")
+        asked += netlink.attribute(_OBJ_TYPE, struct.pack("!I", _OBJECT_COUNTER))
+        try:
+            for body in self._ask(_GETOBJ, asked):
+                data = dict(netlink.attributes(dict(netlink.attributes(body, netlink.NFGENMSG))[_OBJ_DATA]))
+                (packets,), (size,) = (struct.unpack("!Q", data[key]) for key in (_COUNTER_PACKETS, _COUNTER_BYTES))
+                return packets, size
+        except (OSError, LookupError, struct.error):
+            pass
+        return None
+
+    def holds(self, name: str, keys: Iterable[bytes]) -> set[bytes]:
+        """Tell which of these keys are in the set `name`: one question each, all in one system call."""
+        asked = b"".join(
+            self._message(_GETSETELEM, _elements(name) + netlink.attribute(_LIST_ELEMENTS, _element(key)), 0)
+            for key in keys
+        )
+        found: set[bytes] = set()
+        if asked:
+            try:
+                self._socket.send(asked)
+            except OSError:
+                return found
+            found.update(self._listed())
+        return found
+
+    def elements(self, name: str) -> list[bytes]:
+        """List the keys of the set `name`."""
+        try:
+            self._socket.send(self._message(_GETSETELEM, _elements(name), netlink.NLM_F_DUMP))
+        except OSError:
+            return []
+        return list(self._listed())
+
+    def _listed(self) -> Iterator[bytes]:
+        # A refusal echoes the question, and with it the key: only an answer counts.
+        kind = netlink.NFNL_SUBSYS_NFTABLES << 8 | _NEWSETELEM
+        return (key for found in self._replies() if found.kind == kind for key in _keys(found.body))
+
+    def _ask(self, kind: int, attributes: bytes) -> Iterator[bytes]:
+        self._socket.send(self._message(kind, attributes, 0))
+        for found in self._replies():
+            if not netlink.raise_for_error(found):
+                yield found.body
+
+    def _message(self, kind: int, attributes: bytes, flags: int) -> bytes:
+        body = struct.pack("!BBH", netlink.NFPROTO_INET, 0, 0) + attributes
+        return netlink.message(netlink.NFNL_SUBSYS_NFTABLES << 8 | kind, body, netlink.NLM_F_REQUEST | flags)
+
+    def _replies(self) -> list[netlink.Message]:
+        """Read all that waits; a dump goes on as it is read."""
+        found: list[netlink.Message] = []
+        while True:
+            try:
+                found += netlink.messages(self._socket.recv(1 << 16))
+            except BlockingIOError:
+                return found
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # some were lost; the rest is to be drained all the same
+                    return found
+
+
+def _elements(name: str) -> bytes:
+    return netlink.attribute(_LIST_TABLE, _NAME) + netlink.attribute(_LIST_SET, name.encode() + b"\0")
+
+
+def _element(key: bytes) -> bytes:
+    return netlink.attribute(_LIST_ELEM, netlink.attribute(_ELEM_KEY, netlink.attribute(_DATA_VALUE, key)))
+
+
+def _keys(body: bytes) -> Iterator[bytes]:
+    for kind, listed in netlink.attributes(body, netlink.NFGENMSG):
+        if kind != _LIST_ELEMENTS:
+            continue
+        for _, element in netlink.attributes(listed):
+            data = dict(netlink.attributes(element)).get(_ELEM_KEY, b"")
+            yield dict(netlink.attributes(data)).get(_DATA_VALUE, b"")
