@@ -1,15 +1,16 @@
 # sudo make run     install what is missing, then run the guard in the foreground on this machine
 # sudo make test    install what is missing, then run every check and test
 # sudo make bench   install what is missing, then measure (a few minutes)
+# sudo make fuzz    a million mutated messages from the kernel
 # sudo make test-vm the slower tests on Debian's own kernels, in virtual machines
 PACKAGES = nftables python3-nftables python3-systemd python3-venv
-TEST_PACKAGES = iproute2 iptables mmdebstrap procps systemd-container
+TEST_PACKAGES = iproute2 iptables logrotate mmdebstrap procps rsyslog systemd-container
 VM_PACKAGES = e2fsprogs qemu-system-x86
 # The system's own python: only it sees the distribution's nftables and systemd modules.
 PYTHON = /usr/bin/python3
 BIN = .venv/bin
 
-.PHONY: setup run test test-vm check bench clean
+.PHONY: setup run test test-vm fuzz check bench clean
 
 setup: .venv/.run
 
@@ -27,6 +28,9 @@ check: .venv/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: .venv/.test
+	$(BIN)/python -m tests.fuzz
 
 bench: .venv/.test
 	$(BIN)/python -m bench

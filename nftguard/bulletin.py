@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nftguard import bootscript, hostinfo, notify, policy, state, status
+from nftguard import bootscript, hostinfo, notify, state, status
 from nftguard.errors import ConfigError, NftguardError
 from nftguard.journal import log, log_problems
 from nftguard.model import Counter, Hook, Table
@@ -16,7 +16,9 @@ from nftguard.pace import FIGHT_AFTER, FIGHT_MOST
 from nftguard.status import Standing, State
 
 if TYPE_CHECKING:
-    from nftguard.nflog import Attempt
+    from collections.abc import Mapping
+
+    from nftguard.ledger import Total
     from nftguard.reconcile import Outcome
     from nftguard.watch import Change
 
@@ -37,12 +39,15 @@ class Bulletin:
         self.resync = 0  # seconds
         self.tell_at: float | None = None
         """When, on the monotonic clock, attempts are due to be told."""
+        self.records_dropped = 0
+        """Records that journald did not take in time."""
         self.counters: dict[str, Counter] = {}
         """The counters as they were last seen."""
         self._seen: dict[str, float] = {}
         self._attempts = 0
         self._lost = 0
         self._last = ""
+        self._last_at = 0.0
         self._told = ""
         self._warned: tuple[str, ...] = ()
         self._repairs = 0
@@ -124,31 +129,21 @@ class Bulletin:
             self.standing = Standing(State.UNPROTECTED, (reason,))
             self.tell()
 
-    def attempt(self, attempt: Attempt) -> None:
-        """Record a blocked attempt."""
-        name = policy.counter_of(self.desired, attempt.block, attempt.hook, attempt.protocol, attempt.port)
-        if not name:
-            return  # another program logs to our group, or the block is gone by now
+    def attempted(self, counter: str, what: str, by: str) -> None:
+        """Take in that an attempt was blocked: what it was, and by whom, in words."""
         self._attempts += 1
-        self._seen[name] = time.time()
-        by = f" by user id {attempt.uid}" if attempt.uid is not None else ""
-        self._last = f"last at {time.strftime('%H:%M:%S')} to {attempt.destination} port {attempt.port}{by}"
-        log().info(
-            "blocked",
-            block=attempt.block,
-            hook=attempt.hook.value,
-            protocol=attempt.protocol.value,
-            source=attempt.source,
-            source_port=attempt.source_port,
-            destination=attempt.destination,
-            port=attempt.port,
-            uid=attempt.uid,
-            gid=attempt.gid,
-            flow=f"{_at(attempt.source, attempt.source_port)} -> {_at(attempt.destination, attempt.port)}",
-            by=f", user id {attempt.uid}" if attempt.uid is not None else "",
-        )
+        self._seen[counter] = self._last_at = time.time()
+        self._last = f"{what} from {by}"
         if self.tell_at is None:
             self.tell_at = time.monotonic() + TELL_EVERY
+
+    def risen(self, told: Mapping[str, Total]) -> set[str]:
+        """Name the counters that have counted something else than what was told of them."""
+        return {
+            name
+            for name, found in self.counters.items()
+            if found.packets != (told[name].packets if name in told else 0)
+        }
 
     def lost(self, count: int) -> None:
         """Record that attempts could not be told one by one."""
@@ -168,7 +163,10 @@ class Bulletin:
         elif self.standing.state is State.DEGRADED:
             sentence += f"; DEGRADED: {self.standing.reasons[0]}"
         if self._attempts:
-            sentence += f"; {self._attempts} attempts, {self._last}"
+            count = f"{self._attempts:,} attempt{'s' if self._attempts > 1 else ''}"
+            sentence += (
+                f"; {count}, the last at {time.strftime('%H:%M:%S', time.localtime(self._last_at))}: {self._last}"
+            )
         return sentence
 
     def tell(self) -> None:
@@ -191,6 +189,8 @@ class Bulletin:
                 "repairs": self._repairs,
                 "attempts": self._attempts,
                 "attempts_lost": self._lost,
+                "last_attempt": {"at": self._last_at, "text": self._last} if self._last else None,
+                "records_dropped": self.records_dropped,
                 "suspended": self.suspended or None,
                 "owner": "owner" in self.desired.flags and not self.suspended,
             },
@@ -221,7 +221,3 @@ def warnings(table: Table) -> tuple[str, ...]:
     if not ways or Hook.FORWARD in table.chains:
         return ()
     return (f"this host forwards ({', '.join(ways)}) and nothing forwarded is blocked: give a block the hook forward",)
-
-
-def _at(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

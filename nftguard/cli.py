@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from nftguard import __version__, bootscript
+from nftguard import __version__, bootscript, cli_records
 from nftguard.errors import (
     ConfigError,
     NftguardError,
@@ -21,7 +21,7 @@ from nftguard.errors import (
 if TYPE_CHECKING:
     from nftguard.control import Answer
     from nftguard.kernel import Nftables
-    from nftguard.model import Table
+    from nftguard.model import Features, Table
 
 
 class _Verbs(click.Group):
@@ -81,13 +81,14 @@ def check(ctx: click.Context) -> None:
     Changes nothing. Prints every problem with its file and key, and exits with 78, when not. Without privilege the
     kernel is not asked.
     """
+    from nftguard.model import PLAIN
     from nftguard.plan import rebuild
     from nftguard.status import summary
 
-    desired = _desired(ctx, frozenset())
+    desired = _desired(ctx, PLAIN)
     try:
         kernel = _kernel()
-        live, desired = kernel.snapshot(), _desired(ctx, kernel.flags)
+        live, desired = kernel.snapshot(), _desired(ctx, kernel.features)
         kernel.check(rebuild(live, desired))
     except NotPermittedError:
         click.echo(f"valid: {summary(desired)}; the kernel was not asked (run as root for that)")
@@ -107,7 +108,7 @@ def plan(ctx: click.Context, exit_code: bool) -> None:
     from nftguard.plan import diff
 
     kernel = _kernel()
-    found = diff(kernel.snapshot(), _desired(ctx, kernel.flags))
+    found = diff(kernel.snapshot(), _desired(ctx, kernel.features))
     for difference in found.found:
         click.echo(f"# {difference}")
     click.echo(script(found), nl=False)
@@ -133,12 +134,12 @@ def apply(ctx: click.Context) -> None:
     with state.lock():
         kept = lastgood.load()
         good, kernel = lastgood.read(ctx.meta["config"], kept.counters if kept else {}), _kernel()
-        desired = good.table(kernel.flags)
+        desired = good.table(kernel.features)
         outcome = reconcile(kernel, desired)
         if outcome.live:
             good = replace(good, counters=outcome.live.counters)
         try:
-            lastgood.save(good, kernel.flags)
+            lastgood.save(good, kernel.features)
         except OSError as error:
             click.echo(f"nftguard: not kept for the next start: {error.strerror}: {error.filename}", err=True)
     click.echo(f"{status.summary(desired)} ({status.told_changes(len(outcome.plan.steps))})")
@@ -204,6 +205,10 @@ def status(ctx: click.Context, as_json: bool) -> None:
     sys.exit(code)
 
 
+cli.add_command(cli_records.watch)
+cli.add_command(cli_records.report)
+
+
 @cli.command(short_help="Be the service; systemd runs this.")
 @click.pass_context
 def run(ctx: click.Context) -> None:
@@ -234,10 +239,10 @@ def _kernel() -> Nftables:
     return Nftables()
 
 
-def _desired(ctx: click.Context, flags: frozenset[str]) -> Table:
+def _desired(ctx: click.Context, features: Features) -> Table:
     from nftguard import config, policy
 
-    return policy.build(config.load(ctx.meta["config"]), flags)
+    return policy.build(config.load(ctx.meta["config"]), features)
 
 
 def _seconds(text: str) -> int:

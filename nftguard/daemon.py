@@ -13,12 +13,13 @@ from nftguard import bootscript, control, notify, state, unitjob
 from nftguard.errors import NftguardError, NotPermittedError, UnavailableError
 from nftguard.journal import JournalSink, log
 from nftguard.keeper import Keeper
-from nftguard.nflog import Reader
 from nftguard.pace import Cause
+from nftguard.recorder import Recorder
 from nftguard.watch import NetworkWatch, RulesetWatch
 
 if TYPE_CHECKING:
     from nftguard.kernel import Nftables
+    from nftguard.nflog import Reader
 
 _ELSEWHERE = "the running daemon guards another network namespace"
 
@@ -34,8 +35,7 @@ class Daemon:
         self._pace, self._bulletin = self._keeper.pace, self._keeper.bulletin
         self._selector = selectors.DefaultSelector()
         self._control: control.Server | None = None
-        self._reader: Reader | None = None
-        self._unread: int | None = None  # the NFLOG group that could not be read
+        self._recorder = Recorder(kernel.nfnl, self._bulletin)
         self._resume_at: float | None = None  # seconds on the monotonic clock
         self._reload_asked = self._stopping = False
 
@@ -46,7 +46,7 @@ class Daemon:
         """
         with state.lock():
             self._listen()
-            if self._kernel.flags:
+            if self._kernel.features.flags:
                 notify.keep(self._kernel.socket)  # so that the next process is the owner that this one is
             self._pace.wake(Cause.START)
             self._pass()
@@ -60,6 +60,7 @@ class Daemon:
                     key.data()
                 if self._sink:
                     self._sink.flush()
+                    self._bulletin.records_dropped = self._sink.dropped
                 if self._reload_asked:
                     self._reload_asked = False
                     self._pace.wake(Cause.RELOAD)
@@ -67,6 +68,8 @@ class Daemon:
                     self._resume()
                 if self._pace.wait() <= 0:
                     self._pass()
+                if (due := self._recorder.due()) is not None and time.monotonic() >= due:
+                    self._recorder.tick()
                 if self._bulletin.tell_at is not None and time.monotonic() >= self._bulletin.tell_at:
                     self._bulletin.tell()
             self._stop()
@@ -75,7 +78,11 @@ class Daemon:
         """Give the seconds that the loop may sleep."""
         now = time.monotonic()
         due = [self._pace.wait()]
-        due += [at - now for at in (alive_at, self._bulletin.tell_at, self._resume_at) if at is not None]
+        due += [
+            at - now
+            for at in (alive_at, self._bulletin.tell_at, self._resume_at, self._recorder.due())
+            if at is not None
+        ]
         if self._sink and self._sink.waiting:
             due.append(0.2)  # journald takes nothing: look again soon
         return max(0.0, min(due))
@@ -92,6 +99,8 @@ class Daemon:
             raise UnavailableError(f"the kernel's events cannot be watched: {error.strerror}") from None
         self._selector.register(self._ruleset.socket, selectors.EVENT_READ, self._on_ruleset)
         self._selector.register(self._network.socket, selectors.EVENT_READ, self._on_network)
+        if (groups := self._recorder.attribution.fd) is not None:
+            self._selector.register(groups, selectors.EVENT_READ, self._recorder.attribution.read)
         self._signals, wakeup = socket.socketpair()
         for end in (self._signals, wakeup):
             end.setblocking(False)
@@ -169,17 +178,14 @@ class Daemon:
         return control.Answer(0, f"rules lifted: nothing is blocked {end}")
 
     def _on_packets(self, reader: Reader) -> None:
-        if reader is not self._reader:
-            return  # closed by a reload in the same batch of events
-        for attempt in reader.read():
-            self._bulletin.attempt(attempt)
-        if lost := reader.take_lost():
-            self._bulletin.lost(lost)
+        if reader is self._recorder.reader:  # else closed by a reload in the same batch of events
+            self._recorder.read()
 
     def _pass(self) -> NftguardError | None:
         """Take the one path, and follow what a new configuration asks of this end."""
         error = self._keeper.run()
-        self._read_attempts()
+        self._follow_attempts()
+        self._recorder.check()
         if not self._bulletin.suspended:
             self._resume_at = None
         return error
@@ -201,9 +207,11 @@ class Daemon:
                 if not self._bulletin.suspended:
                     log().info("kept", why=why)
             else:
+                self._recorder.settle(every=True)  # as long as the counters are there
                 self._keeper.lift("the service was stopped")
         except NftguardError as error:
             log().error("not_lifted", reason=error)
+        self._recorder.close()
         if self._control:
             self._control.close()
         (Path(bootscript.run_dir()) / "status.json").unlink(missing_ok=True)
@@ -211,21 +219,13 @@ class Daemon:
             self._sink.flush()
             self._sink.close()
 
-    def _read_attempts(self) -> None:
-        """Open the NFLOG group that the configuration names, if it is not open yet."""
-        good = self._keeper.good
-        wanted = good.config.log.group if good and good.config.log.target == "journal" else None
-        if self._reader and self._reader.group != wanted:
-            self._selector.unregister(self._reader.socket)
-            self._reader.close()
-            self._reader = None
-        if wanted is not None and not self._reader:
-            try:
-                reader = self._reader = Reader(wanted)
-            except UnavailableError as error:  # tried again at every pass, told once
-                if wanted != self._unread:
-                    self._unread = wanted
-                    log().warning("attempts_unread", reason=error)
-                return
-            self._unread = None
-            self._selector.register(reader.socket, selectors.EVENT_READ, lambda: self._on_packets(reader))
+    def _follow_attempts(self) -> None:
+        """Read the NFLOG group that the configuration names."""
+        good, recorder = self._keeper.good, self._recorder
+        old = recorder.reader
+        recorder.follow(good.config.log.group if good and good.config.log.target == "journal" else None)
+        if old is not recorder.reader:
+            if old:
+                self._selector.unregister(old.socket)
+            if reader := recorder.reader:
+                self._selector.register(reader.socket, selectors.EVENT_READ, lambda: self._on_packets(reader))

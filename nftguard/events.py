@@ -31,8 +31,11 @@ EVENTS = {
     ),
     "blocked": Event(
         "c34ca139f3274ba5a71e3066578b648c",
-        "blocked {protocol} {flow} on {hook} (block {block}{by})",
+        "blocked {what} from {by}",
     ),
+    "blocked_summary": Event("9b6b3a9d6a5f4e1c8a0a3c5d7c1f2e64", "{text}"),
+    "culprit": Event("5d0c2c1e7a8b4f0f9d3e6b1a2c4f8e90", "new culprit: {by}, first with {what}"),
+    "units_unknown": Event("b8d4f7a60c5e4b5d9f3a1e2d7c6b5a40", "not every unit can be told: {reason}"),
     "attempts_lost": Event(
         "7de655c2227e43e0a5a035ca35fb7601", "{lost} blocked attempts could not be told: too many at once or malformed"
     ),

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nftguard.owners import owner
+
 if TYPE_CHECKING:
     from typing import TextIO
 
@@ -37,10 +39,8 @@ def _unit(lines: list[str]) -> str:
     for line in lines:
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if controllers in {"", "name=systemd"}:
-            units = [part for part in path.split("/") if part.endswith((".service", ".scope"))]
-            if units:
-                return units[-1]
+        if controllers in {"", "name=systemd"} and (unit := owner(path).unit):
+            return unit
     return ""
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SOCKET = "/run/systemd/journal/socket"
 QUEUE = 4096  # records kept while journald takes none
 _MAX_VALUE = 8192  # bytes of one field, so that a record always fits a datagram
+_TEXT = {"what", "by", "text"}  # parts of the sentence that are no fields
 _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
 
@@ -38,7 +39,8 @@ class JournalSink:
         self._socket: socket.socket | None = None
         self._queue: deque[bytes] = deque()
         self.dropped = 0
-        """Records that were given up, because journald took none for too long, since it was last told."""
+        """Records that were given up, because journald took none for too long."""
+        self._told = 0
 
     @property
     def waiting(self) -> bool:
@@ -64,8 +66,8 @@ class JournalSink:
                 self.close()
                 return
             self._queue.popleft()
-        if self.dropped:
-            dropped, self.dropped = self.dropped, 0
+        if self.dropped > self._told:
+            dropped, self._told = self.dropped - self._told, self.dropped
             log().warning("records_dropped", dropped=dropped)
 
     def close(self) -> None:
@@ -103,6 +105,7 @@ class _Journal:
 
     def __init__(self, sink: JournalSink) -> None:
         self._sink = sink
+        self._count = 0
 
     def __call__(self, _logger: WrappedLogger, method: str, event: EventDict) -> str:
         name = str(event.pop("event"))
@@ -113,9 +116,11 @@ class _Journal:
             "SYSLOG_IDENTIFIER": "nftguard",
             "MESSAGE_ID": kind.message_id,
             "NFTGUARD_EVENT": name,
+            "NFTGUARD_RECORD": str(self._count),  # so that a reader sees what journald did not keep
         }
+        self._count += 1
         for key, value in event.items():
-            if value is not None and value != "":
+            if value is not None and value != "" and key not in _TEXT:
                 fields[f"NFTGUARD_{key.upper()}"] = str(value)
         self._sink.put(fields)
         raise structlog.DropEvent

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _SOURCES = ("nftguard", "conf", "systemd")
 _PLACES = {  # where a file of systemd/ goes, by its suffix
     **dict.fromkeys((".path", ".service", ".slice", ".socket", ".target", ".timer"), "usr/lib/systemd/system/{name}"),
+    ".conf": "usr/share/doc/nftguard/examples/{name}",
     ".catalog": "usr/lib/systemd/catalog/{name}",
     ".modules": "usr/lib/modules-load.d/{stem}.conf",
     ".preset": "usr/lib/systemd/system-preset/{name}",

@@ -1,0 +1,71 @@
+"""New culprits, told once each to whoever wants to act on them: a file that systemd watches (`nftguard-alert.path`).
+
+The daemon starts no program of the administrator's itself: it would run without a network, in the daemon's sandbox, or
+the sandbox would have to be wide enough for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nftguard import bootscript, state
+from nftguard.bucket import Bucket
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from nftguard.culprit import Culprit
+    from nftguard.ledger import Moment
+
+NAME = "alert.json"
+EVERY = 60.0
+"""Seconds between two alerts; who is new meanwhile is told together."""
+
+_KNOWN = 1024  # culprits remembered
+_FORGET = 30 * 86400.0  # seconds after which a culprit is new again
+_PENDING = 100  # told in one alert
+
+
+class Alert:
+    """Remembers culprits, and writes down the new ones."""
+
+    def __init__(self, known: Mapping[str, float]) -> None:
+        """Go on with the culprits that are known: their names, and when each was seen last (seconds since 1970)."""
+        self._known = OrderedDict(sorted(known.items(), key=lambda item: item[1]))
+        self._pending: list[dict[str, object]] = []
+        self._new = Bucket(rate=1, burst=20)  # sources of forwarded packets can be made up without end
+        self._next = 0.0
+
+    def known(self) -> dict[str, float]:
+        """Give the culprits that are known, to be kept."""
+        return dict(self._known)
+
+    def new(self, culprit: Culprit, fields: Mapping[str, object], now: Moment) -> bool:
+        """Tell whether the culprit is a new one, and take him down for the next alert."""
+        key = repr(culprit.home)
+        seen = self._known.get(key)
+        if seen is not None and now.wall - seen < _FORGET:
+            self._known[key] = now.wall
+            self._known.move_to_end(key)
+            return False
+        if not self._new.take(now.monotonic):
+            return False
+        self._known[key] = now.wall
+        if len(self._known) > _KNOWN:
+            self._known.popitem(last=False)
+        if len(self._pending) < _PENDING:
+            self._pending.append({name: value for name, value in fields.items() if value not in {None, ""}})
+        return True
+
+    def due(self) -> float | None:
+        """Give when, on the monotonic clock, `tell` is to be called."""
+        return self._next if self._pending else None
+
+    def tell(self, now: float) -> None:
+        """Write the new culprits down. Raises OSError."""
+        self._next = now + EVERY
+        culprits, self._pending = self._pending, []
+        state.write(Path(bootscript.run_dir()) / NAME, json.dumps({"culprits": culprits}) + "\n", 0o644)

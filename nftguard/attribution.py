@@ -1,0 +1,194 @@
+"""Who made an attempt: from the packet, the kernel's note of its control group, and the socket, to the culprit.
+
+What is not known stays empty. Nothing here waits, and what costs more than a look-up has a budget, so that a flood of
+attempts is told with less, not later.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from nftguard import policy, processes, sockdiag
+from nftguard.bucket import Buckets
+from nftguard.cgroups import Tree, mounted
+from nftguard.culprit import Culprit
+from nftguard.errors import UnavailableError
+from nftguard.guests import Guests
+from nftguard.model import Hook
+from nftguard.names import clean
+from nftguard.owners import owner
+from nftguard.proxies import Proxies
+from nftguard.users import Users
+
+if TYPE_CHECKING:
+    from nftguard.clients import Suspicion
+    from nftguard.nflog import Attempt
+    from nftguard.nfnl import Nfnl
+
+_CAP_SYS_PTRACE = 19  # linux/include/uapi/linux/capability.h
+_KEY = 16  # bytes: the control group's id, the source port, padded to four, and the sequence number
+_CANDIDATES = 8  # that are named
+_FIRST, _RECENT = 4, 64  # control groups of a user that are asked about: at first, and at most
+_SHARE = 10  # a listing of all noted attempts may take one part in so many of the time
+
+
+class Finding(NamedTuple):
+    """Who made an attempt, and which client of that program is behind it, where that is a question at all."""
+
+    culprit: Culprit
+    suspicion: Suspicion | None = None
+
+
+class Attribution:
+    """Finds out who made an attempt. `fd` is for a selector; call `read` whenever it is readable."""
+
+    def __init__(self, nfnl: Nfnl) -> None:
+        self._nfnl = nfnl
+        self._users = Users()
+        self._proxies = Proxies()
+        self._budget = Buckets(total=(100, 200), each=(20, 40))
+        self._recent: dict[int, list[int]] = {}  # user id to control groups, the last one first
+        self._list_at = 0.0
+        self._tree: Tree | None = None
+        self.problem = ""
+        """Why units cannot be told; empty where they can."""
+        try:
+            self._tree = Tree(mounted())
+        except UnavailableError as error:
+            self.problem = str(error)
+        self._guests = Guests(self._tree)
+        self._exact = _capable(_CAP_SYS_PTRACE)
+
+    @property
+    def fd(self) -> int | None:
+        """The descriptor that is readable when control groups came or went; None where they cannot be followed."""
+        return self._tree.fd if self._tree else None
+
+    def read(self) -> None:
+        """Take in which control groups came and went."""
+        if self._tree:
+            self._tree.read()
+            self.problem = self._tree.problem
+
+    def due(self) -> float | None:
+        """Give when, on the monotonic clock, `tick` is to be called."""
+        return self._proxies.due()
+
+    def tick(self) -> None:
+        """Look at what clients do while there is no attempt."""
+        self._proxies.tick()
+
+    def close(self) -> None:
+        """Stop following."""
+        if self._tree:
+            self._tree.close()
+
+    def explain(self, attempts: list[Attempt]) -> list[Finding]:
+        """Tell who made each of these attempts, which were just read."""
+        now = time.monotonic()
+        noted = self._noted([attempt for attempt in attempts if attempt.hook is Hook.OUTPUT])
+        return [
+            self._local(attempt, noted.get(_mark(attempt), 0), now)
+            if attempt.hook is Hook.OUTPUT
+            else Finding(self._guests.culprit(attempt))
+            for attempt in attempts
+        ]
+
+    def _local(self, attempt: Attempt, cgroup: int, now: float) -> Finding:
+        known_by = "kernel" if cgroup else ""
+        thorough = self._budget.take((attempt.uid, cgroup), now)
+        sock = sockdiag.find(attempt) if thorough else None
+        if sock and not cgroup:
+            cgroup, known_by = sock.cgroup, "socket" if sock.cgroup else ""
+        elif sock and sock.cgroup != cgroup:
+            sock = None  # another's, with the same addresses and ports
+        # Before anything else: what can be seen of a program's clients fades within milliseconds.
+        suspicion = self._proxies.attempted(cgroup, now) if cgroup else None
+        path = self._tree.path(cgroup) if self._tree and cgroup else ""
+        owns = owner(path)
+        program: processes.Program | None = None
+        group = processes.Group()
+        if thorough and path and self._tree:
+            group = processes.of(self._tree.directory(path))
+            program = self._program(attempt, group, sock)
+        process = program.process if program else None
+        details = processes.details(process) if process else processes.Details()
+        culprit = Culprit(
+            uid=attempt.uid,
+            user=self._users.name(attempt.uid) if attempt.uid is not None else "",
+            cgroup=clean(path),
+            unit=owns.unit,
+            user_unit=owns.user_unit,
+            session=owns.session,
+            container=owns.container,
+            program=program.name if program else "",
+            pid=process.pid if process else None,
+            exe=details.exe,
+            cmdline=details.cmdline,
+            parent=details.parent,
+            candidates=() if program else tuple(map(str, group.of(attempt.uid)[:_CANDIDATES])),
+            known_by=known_by if path else "",
+        )
+        return Finding(culprit, suspicion)
+
+    def _program(
+        self, attempt: Attempt, group: processes.Group, sock: sockdiag.Socket | None
+    ) -> processes.Program | None:
+        if sock is None:
+            return None  # whoever had it may have ended with it
+
+        def still_open() -> bool:
+            again = sockdiag.find(attempt)
+            return again is not None and again.cookie == sock.cookie
+
+        exact = processes.holder(group, sock.inode) if self._exact else None
+        return exact or processes.certain(group, attempt.uid, still_open)
+
+    def _noted(self, attempts: list[Attempt]) -> dict[bytes, int]:
+        """Ask the kernel which control groups it noted with these packets: their marks to the groups' ids.
+
+        First about those that the same user's last attempts came from; then, for what is left, by listing them all, or
+        where that was done just now, about more of that user's.
+        """
+        found = self._asked(attempts, 0, _FIRST)
+        began = time.monotonic()
+        if left := [attempt for attempt in attempts if _mark(attempt) not in found]:
+            if began >= self._list_at:
+                listed = [key for key in self._nfnl.elements(policy.ATTEMPTS) if len(key) == _KEY]
+                found |= {key[8:]: struct.unpack_from("=Q", key)[0] for key in listed}
+                ended = time.monotonic()
+                self._list_at = ended + _SHARE * (ended - began)
+            else:
+                found |= self._asked(left, _FIRST, _RECENT)
+        for attempt in attempts:
+            cgroup = found.get(_mark(attempt), 0)
+            if cgroup and attempt.uid is not None:
+                others = [one for one in self._recent.get(attempt.uid, []) if one != cgroup]
+                self._recent[attempt.uid] = [cgroup, *others[: _RECENT - 1]]
+        if len(self._recent) > 1024:
+            self._recent.clear()
+        return found
+
+    def _asked(self, attempts: list[Attempt], first: int, end: int) -> dict[bytes, int]:
+        keys = {
+            struct.pack("=Q", cgroup) + _mark(attempt): cgroup
+            for attempt in attempts
+            if attempt.uid is not None
+            for cgroup in self._recent.get(attempt.uid, ())[first:end]
+        }
+        return {key[8:]: keys[key] for key in self._nfnl.holds(policy.ATTEMPTS, keys) if key in keys}
+
+
+def _mark(attempt: Attempt) -> bytes:
+    """Give what the key of a noted attempt holds besides the control group: `model.Key.ATTEMPT`."""
+    return struct.pack("!HxxI", attempt.source_port, attempt.sequence)
+
+
+def _capable(capability: int) -> bool:
+    """Whether this process has a capability: capabilities(7), proc_pid_status(5)."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:  # noqa: PTH123
+        line = next((line for line in file if line.startswith("CapEff:")), "CapEff: 0")
+    return bool(int(line.split()[1], 16) & 1 << capability) and os.access("/proc/1/fd", os.R_OK, effective_ids=True)

@@ -1,0 +1,214 @@
+"""Blocked attempts, folded: a record for each, a summary for each culprit, and sums that equal the counters. Pure.
+
+All times are a `Moment`: windows are measured on the monotonic clock, and told on the wall's.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from nftguard.bucket import Buckets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from nftguard.culprit import Culprit
+    from nftguard.nflog import Attempt
+
+WINDOW = 150.0
+"""Seconds after its last packet for which a flow is the same attempt: TCP's last repeat comes after 130 s (tcp(7))."""
+LONGEST = 600.0
+"""Seconds after which what does not end is summed up all the same."""
+FLOWS = 16384
+"""Flows that are remembered; of more, the one that is quiet for longest is forgotten."""
+ACCOUNTS = 1024
+"""Culprits, each with a counter, that are remembered at one time; more are summed up together, without a name."""
+
+_AMONG = 3  # culprits that a summary without one names
+
+
+class Moment(NamedTuple):
+    """One moment on both clocks, in seconds."""
+
+    monotonic: float
+    wall: float
+
+
+class Client(NamedTuple):
+    """The client of a program that its attempts are likely to be for, and how sure that is, from 0 to 1."""
+
+    address: str = ""
+    confidence: float = 0.0
+
+
+NOBODY = Client()
+
+
+class Total(NamedTuple):
+    """What a counter counts."""
+
+    packets: int = 0
+    bytes: int = 0
+
+
+@dataclass(slots=True)
+class Account:
+    """What was seen of one culprit at one counter since its last summary."""
+
+    counter: str
+    culprit: Culprit | None
+    first: Moment
+    last: Moment
+    attempts: int = 0
+    recorded: int = 0
+    packets: int = 0
+    bytes: int = 0
+    client: Client = NOBODY
+    destination: str | None = None
+    """Where all of its attempts went; empty where they went to several."""
+
+    def end(self) -> float:
+        """Give when it is to be summed up, on the monotonic clock."""
+        return min(self.last.monotonic + WINDOW, self.first.monotonic + LONGEST)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What is told of an account, or, without a culprit, of packets that were counted and not seen one by one.
+
+    `first` and `last` are seconds since the epoch; `among` are culprits seen at the same time.
+    """
+
+    counter: str
+    culprit: Culprit | None
+    packets: int
+    bytes: int
+    attempts: int
+    recorded: int
+    first: float
+    last: float
+    client: Client = NOBODY  # the last one that was clear
+    destination: str = ""
+    among: tuple[str, ...] = ()
+
+
+class Ledger:
+    """Folds packets to flows, and flows to accounts."""
+
+    def __init__(self, told: Mapping[str, Total]) -> None:
+        """Go on from `told`: how much of each counter was summed up before, by an earlier process as well."""
+        self.told = dict(told)
+        self._flows: OrderedDict[tuple[object, ...], tuple[float, str, Culprit | None]] = OrderedDict()
+        self._accounts: dict[tuple[str, object], Account] = {}
+        # journald writes some 10,000 records a second, and keeps what it has room for.
+        self._records = Buckets(total=(100, 1000), each=(10, 100))
+        self._check_at: float | None = None
+        self._since: dict[str, float] = {}  # counter to when all of it had been told
+
+    def repeat(self, attempt: Attempt, now: Moment) -> bool:
+        """Take in the packet when it is one more of a known flow."""
+        key = attempt.flow
+        known = self._flows.get(key)
+        if known is None or now.monotonic - known[0] > WINDOW:
+            return False
+        _, counter, culprit = known
+        self._flow(key, counter, culprit, attempt, now)
+        return True
+
+    def open(
+        self, attempt: Attempt, counter: str, culprit: Culprit | None, now: Moment, client: Client = NOBODY
+    ) -> bool:
+        """Take in the first packet of a flow; tell whether it is to have a record of its own."""
+        account = self._flow(attempt.flow, counter, culprit, attempt, now)
+        account.attempts += 1
+        account.client = client if client.address else account.client
+        same = account.destination in {None, attempt.destination}
+        account.destination = attempt.destination if same else ""
+        record = self._records.take(culprit and culprit.key, now.monotonic)
+        account.recorded += record
+        return record
+
+    def _flow(
+        self, key: tuple[object, ...], counter: str, culprit: Culprit | None, attempt: Attempt, now: Moment
+    ) -> Account:
+        self._flows[key] = (now.monotonic, counter, culprit)
+        self._flows.move_to_end(key)
+        if len(self._flows) > FLOWS:
+            self._flows.popitem(last=False)
+        account = self._account(counter, culprit, now)
+        account.last = now
+        account.packets += 1
+        account.bytes += attempt.size
+        return account
+
+    def _account(self, counter: str, culprit: Culprit | None, now: Moment) -> Account:
+        key = (counter, culprit and culprit.key)
+        if key not in self._accounts and len(self._accounts) >= ACCOUNTS:
+            key, culprit = (counter, None), None
+        if key not in self._accounts:
+            self._accounts[key] = Account(counter, culprit, now, now)
+            end = now.monotonic + WINDOW
+            self._check_at = min(self._check_at or end, end)
+        return self._accounts[key]
+
+    def due(self) -> float | None:
+        """Give when, on the monotonic clock, `settle` may have something to tell; None while nothing is open."""
+        return self._check_at
+
+    def open_counters(self) -> set[str]:
+        """Name the counters of which something is open."""
+        return {account.counter for account in self._accounts.values()}
+
+    def settle(self, totals: Mapping[str, Total], now: Moment, *, every: bool = False) -> list[Summary]:
+        """Sum up what has ended, or with `every` all there is.
+
+        `totals` are the counters as they were before the last packets were read, so that nothing that was counted by
+        then is still to be seen. Of each counter the sum of all summaries is what it counts, once nothing is open.
+        """
+        while self._flows and next(iter(self._flows.values()))[0] < now.monotonic - WINDOW:
+            self._flows.popitem(last=False)
+        ended = [(key, account) for key, account in self._accounts.items() if every or account.end() <= now.monotonic]
+        summaries = [self._close(account) for _, account in ended]
+        among: dict[str, list[str]] = {}
+        for account in self._accounts.values():
+            if account.culprit:
+                among.setdefault(account.counter, []).append(str(account.culprit))
+        for key, _ in ended:
+            del self._accounts[key]
+        self._check_at = min((account.end() for account in self._accounts.values()), default=None)
+        touched = {account.counter for _, account in ended} | (totals.keys() - self.open_counters())
+        for counter in sorted(touched & totals.keys()):
+            summaries += self._rest(counter, totals[counter], tuple(among.get(counter, ())[:_AMONG]), now)
+        return summaries
+
+    def _close(self, account: Account) -> Summary:
+        told = self.told.get(account.counter, Total())
+        self.told[account.counter] = Total(told.packets + account.packets, told.bytes + account.bytes)
+        return Summary(
+            account.counter,
+            account.culprit,
+            account.packets,
+            account.bytes,
+            account.attempts,
+            account.recorded,
+            account.first.wall,
+            account.last.wall,
+            account.client,
+            account.destination or "",
+        )
+
+    def _rest(self, counter: str, total: Total, among: tuple[str, ...], now: Moment) -> Iterable[Summary]:
+        """Sum up what a counter has counted and nobody saw: what the kernel did not log, and what opens nothing."""
+        told = self.told.get(counter, Total())
+        seen = [account for account in self._accounts.values() if account.counter == counter]
+        packets = total.packets - told.packets - sum(account.packets for account in seen)
+        size = total.bytes - told.bytes - sum(account.bytes for account in seen)
+        first = self._since.get(counter, now.wall)
+        self._since[counter] = now.wall
+        if packets > 0:
+            self.told[counter] = Total(told.packets + packets, told.bytes + max(0, size))
+            yield Summary(counter, None, packets, max(0, size), 0, 0, first, now.wall, among=among)
+        elif not seen and packets < 0:
+            self.told[counter] = total  # it was set back

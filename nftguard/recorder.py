@@ -1,0 +1,244 @@
+"""Blocked attempts on their way from the kernel to the journal: read, folded, attributed, recorded."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nftguard import alert, bootscript, policy, state
+from nftguard.alert import Alert
+from nftguard.attribution import Attribution, Finding
+from nftguard.errors import UnavailableError
+from nftguard.journal import log
+from nftguard.ledger import NOBODY, Client, Ledger, Moment, Summary, Total
+from nftguard.model import Hook
+from nftguard.nflog import Reader
+
+if TYPE_CHECKING:
+    from nftguard.bulletin import Bulletin
+    from nftguard.clients import Suspicion
+    from nftguard.nflog import Attempt
+    from nftguard.nfnl import Nfnl
+
+_DRAIN = 16  # batches of packets that are read before sums are drawn: what was counted by then is to be seen by then
+_CHECK_EVERY = 60.0  # seconds between two looks at what was counted and not seen
+_NAME = "ledger.json"
+
+
+class Recorder:
+    """Reads one NFLOG group, and tells of its attempts; what the kernel counted besides is summed up."""
+
+    def __init__(self, nfnl: Nfnl, bulletin: Bulletin) -> None:
+        self._nfnl = nfnl
+        self._bulletin = bulletin
+        self.reader: Reader | None = None
+        self._unread: int | None = None  # the NFLOG group that could not be read
+        self.attribution = Attribution(nfnl)
+        self._told_problem = ""
+        self._check_at = 0.0
+        self._path = Path(bootscript.state_dir()) / _NAME
+        told, culprits, self._begun = _load(self._path)
+        self._ledger = Ledger(told)
+        self._alert = Alert(culprits)
+
+    def follow(self, group: int | None) -> None:
+        """Read this NFLOG group from now on, or none."""
+        if (self.reader.group if self.reader else None) == group:
+            return
+        if self.reader:
+            self.settle(every=True)
+            self.reader.close()
+            self.reader = None
+        if group is not None:
+            try:
+                self.reader, self._unread = Reader(group), None
+            except UnavailableError as error:  # tried again at every pass, told once
+                if group != self._unread:
+                    self._unread = group
+                    log().warning("attempts_unread", reason=error)
+
+    def read(self) -> int:
+        """Read the attempts that wait, up to a bound, and tell of each; give how many there were."""
+        if not self.reader:
+            return 0
+        attempts, now = self.reader.read(), Moment(time.monotonic(), time.time())
+        first: dict[tuple[object, ...], Attempt] = {}
+        repeats: list[Attempt] = []
+        for attempt in attempts:
+            if attempt.flow in first:
+                repeats.append(attempt)
+            elif not self._ledger.repeat(attempt, now):
+                first[attempt.flow] = attempt
+        for attempt, finding in zip(first.values(), self.attribution.explain([*first.values()]), strict=True):
+            self._open(attempt, finding, now)
+        for attempt in repeats:
+            self._ledger.repeat(attempt, now)
+        if lost := self.reader.take_lost():
+            self._bulletin.lost(lost)
+        return len(attempts)
+
+    def _open(self, attempt: Attempt, finding: Finding, now: Moment) -> None:
+        where = (attempt.block, attempt.hook, attempt.protocol, attempt.port)
+        counter = policy.counter_of(self._bulletin.desired, *where)
+        if not counter:
+            return  # another program logs to our group, or the block is gone by now
+        recorded = self._ledger.open(attempt, counter, finding.culprit, now, _named(finding.suspicion))
+        fields = _fields(attempt, finding, now)
+        what, by = _what(attempt), f"{finding.culprit}{_client(finding.suspicion)}"
+        self._bulletin.attempted(counter, what, by)
+        if recorded:
+            log().info("blocked", **fields, what=what, by=by)
+        if self._alert.new(finding.culprit, fields, now):
+            log().warning("culprit", **fields, what=what, by=by)
+
+    def due(self) -> float | None:
+        """Give when, on the monotonic clock, `tick` is to be called; None for not at all."""
+        return min(
+            (at for at in (self._ledger.due(), self.attribution.due(), self._alert.due()) if at is not None),
+            default=None,
+        )
+
+    def tick(self) -> None:
+        """Do what is due."""
+        now = time.monotonic()
+        if (at := self.attribution.due()) is not None and at <= now:
+            self.attribution.tick()
+        if (at := self._ledger.due()) is not None and at <= now:
+            self.settle()
+        if (at := self._alert.due()) is not None and at <= now:
+            try:
+                self._alert.tell(now)
+            except OSError as error:
+                self._bulletin.complain(Path(bootscript.run_dir()) / alert.NAME, error)
+
+    def settle(self, *, every: bool = False) -> None:
+        """Sum up what has ended, or all there is; also what the counters have counted and nobody saw."""
+        if not self.reader:
+            return
+        # Of the many counters those that are of interest: what is open, and what the last pass saw rise.
+        names = self._ledger.open_counters() | self._bulletin.risen(self._ledger.told)
+        totals = {name: Total(*found) for name in names if (found := self._nfnl.counter(name))}
+        if all(self.read() for _ in range(_DRAIN)):
+            totals = {}  # what still waits was counted, and will be seen: it must not be told twice
+        if not self._begun:  # what was counted before anybody kept sums is nobody's
+            self._begun = True
+            self._ledger.told |= totals
+        summaries = self._ledger.settle(totals, Moment(time.monotonic(), time.time()), every=every)
+        for summary in summaries:
+            log().info("blocked_summary", **_summary_fields(summary))
+        if summaries:
+            self._save()
+
+    def _save(self) -> None:
+        told = {name: list(total) for name, total in self._ledger.told.items()}
+        try:
+            state.write(self._path, json.dumps({"told": told, "culprits": self._alert.known()}), 0o600)
+        except OSError as error:
+            self._bulletin.complain(self._path, error)
+
+    def check(self) -> None:
+        """After a pass: tell what keeps units from being told, once, and sum up what the counters show besides."""
+        if (problem := self.attribution.problem) != self._told_problem:
+            self._told_problem = problem
+            if problem:
+                log().warning("units_unknown", reason=problem)
+        if time.monotonic() >= self._check_at:
+            self._check_at = time.monotonic() + _CHECK_EVERY
+            self.settle()
+
+    def close(self) -> None:
+        """Sum everything up, and let go."""
+        self.settle(every=True)
+        if self.reader:
+            self.reader.close()
+        self.attribution.close()
+
+
+def _load(path: Path) -> tuple[dict[str, Total], dict[str, float], bool]:
+    """Read what was told by an earlier process; nothing where the file is missing or malformed."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        told = {str(name): Total(int(packets), int(size)) for name, (packets, size) in found["told"].items()}
+        return told, {str(key): float(at) for key, at in found["culprits"].items()}, True
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}, {}, False
+
+
+def _what(attempt: Attempt) -> str:
+    way = {Hook.OUTPUT: "", Hook.FORWARD: "forwarded ", Hook.INPUT: "incoming "}[attempt.hook]
+    host = f"[{attempt.destination}]" if ":" in attempt.destination else attempt.destination
+    return f"{way}{attempt.protocol} {host}:{attempt.port}"
+
+
+def _named(suspicion: Suspicion | None) -> Client:
+    if suspicion is None or suspicion.word == "not clear":
+        return NOBODY
+    return Client(suspicion.client, suspicion.confidence)
+
+
+def _client(suspicion: Suspicion | None) -> str:
+    if suspicion is None:
+        return ""
+    if suspicion.word == "not clear":
+        return "; for which of its clients is not clear"
+    return f"; {suspicion.word} for its client {suspicion.client}"
+
+
+def _fields(attempt: Attempt, finding: Finding, now: Moment) -> dict[str, object]:
+    suspicion = finding.suspicion
+    at = round(now.wall * 1e6)
+    return {
+        "block": attempt.block,
+        "hook": attempt.hook.value,
+        "protocol": attempt.protocol.value,
+        "source": attempt.source,
+        "source_port": attempt.source_port,
+        "destination": attempt.destination,
+        "port": attempt.port,
+        "interface": attempt.outbound if attempt.hook is Hook.OUTPUT else attempt.inbound,
+        "gid": attempt.gid,
+        **finding.culprit.fields(),
+        "client": suspicion.client if suspicion else None,
+        "client_confidence": f"{suspicion.confidence:.2f}" if suspicion else None,
+        "client_basis": suspicion.basis if suspicion else None,
+        "clients": " ".join(f"{client}={share:.2f}" for client, share in suspicion.ranked) if suspicion else None,
+        "first": at,
+        "last": at,
+    }
+
+
+def _summary_fields(summary: Summary) -> dict[str, object]:
+    key = policy.counter_key(summary.counter)
+    assert key  # noqa: S101 - it is a name that policy made
+    block, hook, protocol, ports = key
+    culprit = summary.culprit
+    who = {} if culprit is None else culprit.fields() | {"source": culprit.source, "interface": culprit.interface}
+    packets = f"{summary.packets:,} packet{'s' if summary.packets > 1 else ''}"
+    if summary.attempts or culprit:
+        attempts = f"{summary.attempts:,} attempt{'s' if summary.attempts != 1 else ''}"
+        text = f"{attempts}, {packets} to {protocol} {ports} on {hook} from {culprit or 'others'}"
+        text += f"; {summary.attempts - summary.recorded:,} without a record of their own" * (
+            summary.attempts > summary.recorded
+        )
+    else:
+        text = f"{packets} more to {protocol} {ports} on {hook} were counted and not seen one by one"
+        text += f"; seen meanwhile: {', '.join(summary.among)}" if summary.among else ""
+    return {
+        "block": block,
+        "hook": hook.value,
+        "protocol": protocol.value,
+        "port": str(ports),
+        "packets": summary.packets,
+        "bytes": summary.bytes,
+        "attempts": summary.attempts,
+        "recorded": summary.recorded,
+        "first": round(summary.first * 1e6),
+        "last": round(summary.last * 1e6),
+        "client": summary.client.address,
+        "client_confidence": f"{summary.client.confidence:.2f}" if summary.client.address else None,
+        "destination": summary.destination,
+        **who,
+        "text": text,
+    }

@@ -1,0 +1,45 @@
+"""The names of users, from /etc/passwd alone.
+
+Never through the name service switch: it may ask a server over the network and wait for it, in the middle of a flood
+of attempts. Users that only a directory service knows have a number and no name here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nftguard.names import clean
+
+_MOST = 4 << 20  # bytes
+
+
+class Users:
+    """Names by user id; the file is read anew when it has changed."""
+
+    def __init__(self, path: Path = Path("/etc/passwd")) -> None:
+        self._path = path
+        self._seen: tuple[int, int, int] | None = None
+        self._names: dict[int, str] = {}
+
+    def name(self, uid: int) -> str:
+        """Give the user's name, fit to be shown; empty where the file has none."""
+        try:
+            status = self._path.stat()
+            seen = (status.st_ino, status.st_size, status.st_mtime_ns)
+            if seen != self._seen:
+                with self._path.open("rb") as file:
+                    self._names = parse(file.read(_MOST))
+                self._seen = seen
+        except OSError:  # replaced at this moment, or unreadable: what was known holds
+            pass
+        return self._names.get(uid, "")
+
+
+def parse(data: bytes) -> dict[int, str]:
+    """Read passwd(5): of two lines with the same id the first counts, as it does for getpwuid(3)."""
+    names: dict[int, str] = {}
+    for line in data.split(b"\n"):
+        fields = line.split(b":")
+        if len(fields) >= 3 and fields[0] and fields[2].isdigit() and len(fields[2]) <= 10:
+            names.setdefault(int(fields[2]), clean(fields[0]))
+    return names

@@ -1,0 +1,42 @@
+"""Real proxies with fifty busy clients, one of whom asks for port 25: he is named, and nobody else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.boot import image as images
+from tests.boot.crowd import PACKAGES, PROXIES, Crowd
+from tests.boot.machine import Machine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.boot.image import Image
+
+# The time to build the image, which is the first test's, is in it.
+pytestmark = pytest.mark.timeout(900)
+
+RUNS = 10
+
+
+@pytest.fixture(scope="module")
+def crowded(image: Image) -> Image:
+    """The release's image, with the proxies installed."""
+    return images.prepare(image.suite, PACKAGES)
+
+
+@pytest.fixture(scope="module")
+def guarded(crowded: Image) -> Iterator[Machine]:
+    """A machine of it."""
+    with Machine(crowded) as machine:
+        yield machine
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_the_client_behind_a_proxys_attempts_is_named_after_seven(guarded: Machine, crowded: Image, proxy: str) -> None:
+    crowd = Crowd(guarded, crowded, proxy)
+    outcomes = [crowd.run(seed) for seed in range(RUNS)]
+    assert [outcome for outcome in outcomes if outcome.wrong] == []
+    assert sum(outcome.right for outcome in outcomes) >= 0.9 * RUNS, outcomes
