@@ -12,10 +12,10 @@ import sys
 import time
 from pathlib import Path
 
-from bench import apply, memory, packet, repair, start
+from bench import apply, attempts, memory, packet, repair, start
 from bench.figure import Section, progress, render
 
-FAMILIES = {"start": start, "repair": repair, "packet": packet, "apply": apply, "memory": memory}
+FAMILIES = {"start": start, "repair": repair, "packet": packet, "apply": apply, "attempts": attempts, "memory": memory}
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ class Figure:
 
     name: str
     value: float
-    unit: Literal["ns", "ms", "MiB"]
+    unit: Literal["ns", "ms", "MiB", "%"]
     against: str
     baseline: float  # in the same unit
     trials: int

@@ -45,6 +45,11 @@ def _bare() -> dict[str, float]:
     return found
 
 
+def resident(pid: int) -> float:
+    """Give the resident memory of a process in MiB."""
+    return _memory(pid)["VmRSS"]
+
+
 def _memory(pid: int) -> dict[str, float]:
     """Read VmRSS and VmHWM of proc(5)'s status, and Pss of smaps_rollup, in MiB."""
     text = "".join(Path(f"/proc/{pid}/{name}").read_text(encoding="ascii") for name in ("status", "smaps_rollup"))

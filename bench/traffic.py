@@ -62,7 +62,7 @@ class Sender:
         """Prepare a segment with these TCP flags to each of the ports: one batch."""
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
         self._socket.connect((PEER, 0))
-        segments = [_segment(port, flags) for port in ports]
+        segments = [segment(port, flags) for port in ports]
         self._vectors = [_Vector(segment, len(segment)) for segment in segments]  # kept: the messages hold addresses
         self._messages = (_Message * len(segments))()
         for message, vector in zip(self._messages, self._vectors, strict=True):
@@ -98,7 +98,7 @@ def flood() -> None:
         beat.send()
 
 
-def _segment(port: int, flags: int) -> bytes:
+def segment(port: int, flags: int) -> bytes:
     """Build an IPv4 packet with an empty TCP segment. The kernel fills in the IP checksum; nobody reads TCP's."""
     source, destination = IPv4Address(ADDRESS).packed, IPv4Address(PEER).packed
     ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 40, 0, 0, 64, socket.IPPROTO_TCP, 0, source, destination)

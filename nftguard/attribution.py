@@ -60,7 +60,8 @@ class Attribution:
         except UnavailableError as error:
             self.problem = str(error)
         self._guests = Guests(self._tree)
-        self._exact = _capable(_CAP_SYS_PTRACE)
+        self.exact = _capable(_CAP_SYS_PTRACE)
+        """Whether to look which process has a socket open."""
 
     @property
     def fd(self) -> int | None:
@@ -144,7 +145,7 @@ class Attribution:
             again = sockdiag.find(attempt)
             return again is not None and again.cookie == sock.cookie
 
-        exact = processes.holder(group, sock.inode) if self._exact else None
+        exact = processes.holder(group, sock.inode) if self.exact else None
         return exact or processes.certain(group, attempt.uid, still_open)
 
     def _noted(self, attempts: list[Attempt]) -> dict[bytes, int]:

@@ -29,7 +29,9 @@ _WAITED = 3  # bins after which a connection may have waited: up to 100 ms
 _WAIT = (0.25, 0.6)  # seconds from the attempt to the look that tells who waits since
 
 _HALF_LIFE = 300.0  # seconds in which evidence loses half of its weight
+_BURST = 0.05  # seconds after an attempt in which another one is part of it
 _INDEPENDENT = 0.15  # seconds between attempts; what is closer is of one burst, and counts for less
+_UNSETTLED = 0.5  # the weight of an attempt as long as nobody knows who waits since
 _NOBODY = 0.8  # the odds, before any attempt, that none of the clients is behind them
 _STRAY = 0.1  # of the attempts of a client's, so many may be of somebody else
 _KEPT = 600.0  # looks at other times; beyond that, old ones count for less and less
@@ -91,6 +93,7 @@ class _Moment:
     """An attempt, or a moment like any other, and what each client was at."""
 
     at: float
+    until: float  # when the last attempt of a burst was made
     spoke: dict[str, int]  # bin, or _LATER; absent are those who are missing
     weight: float = 1.0
     waits: dict[str, bool] | None = None  # known a while later
@@ -123,7 +126,12 @@ class Clients:
         gap = at - self._attempts[-1].at if self._attempts else _INDEPENDENT
         weight = min(1.0, max(0.0, gap) / _INDEPENDENT)
         self._late = max(0.0, look.at - at)
-        self._attempts.append(_Moment(at, _spoke(look, at, self._jiffy), weight))
+        self._attempts.append(_Moment(at, at, _spoke(look, at, self._jiffy), weight))
+
+    def also_attempted(self, at: float) -> None:
+        """Take in an attempt that came so soon after another that there was no look of its own."""
+        if self._attempts and self._attempts[-1].until < at <= self._attempts[-1].at + _BURST:
+            self._attempts[-1].until = at
 
     def looked(self, look: Look) -> None:
         """Take in a look at another time."""
@@ -132,7 +140,7 @@ class Clients:
         at = look.at - self._late
         if any(0 <= at - attempt.at < APART for attempt in self._attempts):
             return
-        moment = _Moment(at, _spoke(look, at, self._jiffy))
+        moment = _Moment(at, at, _spoke(look, at, self._jiffy))
         self._others.append(moment)
         for client, habits in self._habits.items():
             found = moment.spoke.get(client, _ABSENT)
@@ -148,7 +156,12 @@ class Clients:
         """Say who is behind the attempts; None when nobody is connected, or no attempt was seen."""
         if not self._habits or not self._attempts:
             return None
-        weights = [attempt.weight * 0.5 ** (max(0.0, now - attempt.at) / _HALF_LIFE) for attempt in self._attempts]
+        weights = [
+            attempt.weight
+            * (_UNSETTLED if attempt.waits is None else 1.0)
+            * 0.5 ** (max(0.0, now - attempt.at) / _HALF_LIFE)
+            for attempt in self._attempts
+        ]
         scores = {client: self._score(client, weights) for client in self._habits}
         highest = max(0.0, *scores.values())
         share = (1 - _NOBODY) / len(scores)
@@ -168,9 +181,22 @@ class Clients:
         for moments in (self._attempts, self._others):
             for moment in moments:
                 if moment.waits is None and _WAIT[0] <= look.at - moment.at <= _WAIT[1]:
-                    moment.waits = {client: _waits(look, client, moment.at, self._jiffy) for client in moment.spoke}
+                    moment.waits = {client: self._settle(moment, look, client) for client in moment.spoke}
                     if moments is self._others:
                         self._learn(moment)
+
+    def _settle(self, moment: _Moment, look: Look, client: str) -> bool:
+        """Tell whether a connection of the client's brought data shortly before the moment, and none since.
+
+        In a burst it may have been any of its attempts, so that he may have spoken only after the look at the first.
+        """
+        ages = [(moment.until - time) * 1000 for time in look.heard.get(client, ())]
+        reach = _EDGES[_WAITED] + (moment.until - moment.at) * 1000
+        waiting = [age for age in ages if -self._jiffy <= age <= reach]
+        if waiting and moment.until > moment.at:
+            found = moment.spoke[client]
+            moment.spoke[client] = min(_bin(min(waiting)), found if found != _LATER else _BINS)
+        return bool(waiting)
 
     def _learn(self, moment: _Moment) -> None:
         for client, waited in (moment.waits or {}).items():
@@ -218,13 +244,12 @@ def _spoke(look: Look, at: float, jiffy: float) -> dict[str, int]:
     for client, times in look.heard.items():
         ages = [(at - time) * 1000 for time in times]
         before = [age for age in ages if age >= -jiffy]
-        found[client] = sum(min(before) > edge for edge in _EDGES) if before else _LATER
+        found[client] = _bin(min(before)) if before else _LATER
     return found
 
 
-def _waits(look: Look, client: str, at: float, jiffy: float) -> bool:
-    """Whether a connection of the client's brought data shortly before `at`, and none since."""
-    return any(-jiffy <= (at - time) * 1000 <= _EDGES[_WAITED] for time in look.heard.get(client, ()))
+def _bin(age: float) -> int:
+    return sum(age > edge for edge in _EDGES)
 
 
 def _gain(way: _Way, found: int, waited: bool | None, spoke: list[float], waits: list[float]) -> float:

@@ -59,6 +59,7 @@ class Proxies:
         program.next_tick = max(program.next_tick, packet_at + APART)
         begun = time.monotonic()
         if begun < max(self._next_look, program.next_look) or begun > packet_at + _STALE:
+            program.clients.also_attempted(packet_at)
             return program.known
         look = _look(cgroup)
         if look and (look.heard or program.known):

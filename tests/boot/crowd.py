@@ -34,22 +34,24 @@ _TALKERS = Path(__file__).with_name("talkers.py")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was recorded of one client's attempts in a row."""
+    """What was recorded of attempts in a row."""
 
-    guilty: str
+    guilty: frozenset[str]
     named: tuple[tuple[str, float], ...]
     """With each attempt, the likeliest client and how likely it was."""
+    rate: float
+    """How often a second each client talked."""
 
     @property
     def right(self) -> bool:
-        """Whether he was named in the end, and surely."""
+        """Whether one who is guilty was named in the end, and surely."""
         client, confidence = self.named[-1]
-        return len(self.named) == ATTEMPTS and client == self.guilty and confidence >= SURE
+        return client in self.guilty and confidence >= SURE
 
     @property
     def wrong(self) -> bool:
         """Whether somebody else was ever named surely."""
-        return any(client != self.guilty and confidence >= SURE for client, confidence in self.named)
+        return any(client not in self.guilty and confidence >= SURE for client, confidence in self.named)
 
 
 class Crowd:
@@ -63,9 +65,9 @@ class Crowd:
         self._link = self._give_addresses()
         self._command, self._port, self._places = self._microsocks() if proxy == "microsocks" else self._shadowsocks()
 
-    def run(self, seed: int) -> Outcome:
-        """Start the proxy, have all clients talk, and one make attempts."""
-        number = random.Random(seed).randrange(CLIENTS)  # noqa: S311 - anybody will do
+    def run(self, seed: int, together: int = 1) -> Outcome:
+        """Start the proxy, have all clients talk, and one or some, always together, make attempts."""
+        guilty = random.Random(seed).sample(range(CLIENTS), together)  # noqa: S311 - anybody will do
         before = len(self._records())
         unit = ["systemd-run", "--quiet", "--collect", f"--unit={_UNIT}", "--uid=nobody"]
         self._machine.run([*unit, *self._command])
@@ -73,12 +75,12 @@ class Crowd:
         wait_until(lambda: self._machine.run(listening).stdout, "the proxy to listen")
         talkers = self._machine.start_peer([sys.executable, str(_TALKERS), _ECHO, *self._places])
         try:
-            _expect(talkers, "talking")
+            _hear(talkers, "talking")
             assert talkers.stdin
-            talkers.stdin.write(f"{number} {ATTEMPTS} 25\n")
+            talkers.stdin.write(f"{','.join(map(str, guilty))} {ATTEMPTS} 25\n")
             talkers.stdin.flush()
-            _expect(talkers, "done")
-            wait_until(lambda: len(self._records()) >= before + ATTEMPTS, f"{ATTEMPTS} records")
+            rate = float(_hear(talkers, ""))
+            wait_until(lambda: len(self._records()) >= before + ATTEMPTS * together, "a record of each attempt")
         finally:
             talkers.kill()
             self._machine.run(["systemctl", "stop", _UNIT])
@@ -86,7 +88,7 @@ class Crowd:
             (str(record.get("NFTGUARD_CLIENT", "")), float(record.get("NFTGUARD_CLIENT_CONFIDENCE", 0)))
             for record in self._records()[before:]
         ]
-        return Outcome(_ADDRESSES[number], tuple(named))
+        return Outcome(frozenset(_ADDRESSES[number] for number in guilty), tuple(named), rate)
 
     def _records(self) -> list[dict[str, Any]]:
         return self._machine.journal("_SYSTEMD_UNIT=nftguard.service", "NFTGUARD_EVENT=blocked")
@@ -120,7 +122,9 @@ class Crowd:
         return ["ss-server", *shared], 8388, places
 
 
-def _expect(talkers: subprocess.Popen[str], word: str) -> None:
+def _hear(talkers: subprocess.Popen[str], word: str) -> str:
+    """Read the next line, which begins with the word."""
     assert talkers.stdout
     line = talkers.stdout.readline()
-    assert line == f"{word}\n", line + talkers.stdout.read()
+    assert line.startswith(word) and line.endswith("\n"), line
+    return line

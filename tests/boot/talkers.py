@@ -3,7 +3,8 @@
     talkers.py HOST:PORT ADDRESS@PROXY:PORT...
 
 HOST is where the echo that they talk to listens; each ADDRESS is a client's own. Reads `NUMBER COUNT PORT` from its
-input: so many times that client asks for that port at HOST, and waits for an answer that will not come.
+input: so many times that client asks for that port at HOST, and waits for an answer that will not come. NUMBER may be
+several, as `3,7`: they do it together. Says how often a second each client has talked, in the end.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import random
 import socket
 import struct
 import sys
+import time
 
 _random = random.Random()  # noqa: S311 - a simulation
 RATE = 20.0  # times a second
@@ -32,6 +34,7 @@ class Talker:
         self.proxy, _, number = proxy.partition(":")
         self.proxy_port = int(number)
         self.host, self.port = host, port
+        self.said = 0
 
     async def through(self, port: int) -> Streams:
         """Connect to a port at the host through the proxy (RFC 1928)."""
@@ -50,6 +53,7 @@ class Talker:
         reader, writer = streams
         writer.write(bytes(64))
         await reader.readexactly(64)
+        self.said += 1
 
     async def talk(self) -> None:
         """Be busy, for ever."""
@@ -91,16 +95,20 @@ async def main(host: str, port: int, places: list[str]) -> None:
     commands = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
     _tell("talking")
+    begun, before = time.monotonic(), sum(talker.said for talker in talkers)
     while line := await commands.readline():
-        number, count, target = map(int, line.split())
-        for _ in range(count):
+        numbers, count, target = line.split()
+        guilty = [talkers[int(number)] for number in numbers.split(b",")]
+        for _ in range(int(count)):
             await asyncio.sleep(_random.uniform(*GAP))
-            tasks.append(asyncio.create_task(talkers[number].attempt(target)))
+            _random.shuffle(guilty)
+            tasks += [asyncio.create_task(talker.attempt(int(target))) for talker in guilty]
         await asyncio.sleep(0.3)
         for task in tasks[: len(talkers)]:
             if task.done():
                 task.result()
-        _tell("done")
+        said = sum(talker.said for talker in talkers) - before
+        _tell(f"{said / len(talkers) / (time.monotonic() - begun):.1f}")
 
 
 def _tell(word: str) -> None:

@@ -38,5 +38,12 @@ def guarded(crowded: Image) -> Iterator[Machine]:
 def test_the_client_behind_a_proxys_attempts_is_named_after_seven(guarded: Machine, crowded: Image, proxy: str) -> None:
     crowd = Crowd(guarded, crowded, proxy)
     outcomes = [crowd.run(seed) for seed in range(RUNS)]
+    assert min(outcome.rate for outcome in outcomes) > 10, "else the clients were not busy"
     assert [outcome for outcome in outcomes if outcome.wrong] == []
     assert sum(outcome.right for outcome in outcomes) >= 0.9 * RUNS, outcomes
+
+
+def test_two_clients_who_always_act_together_are_not_told_apart(guarded: Machine, crowded: Image) -> None:
+    crowd = Crowd(guarded, crowded, "microsocks")
+    outcomes = [crowd.run(seed, together=2) for seed in range(3)]
+    assert [outcome for outcome in outcomes if outcome.right or outcome.wrong] == []
