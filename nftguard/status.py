@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from nftguard import plan
@@ -120,9 +121,14 @@ def render(found: Mapping[str, Any]) -> str:
     lines += [f"  warning: {warning}" for warning in found["warnings"]]
     if daemon := found["daemon"]:
         owns = "owns the table, " if daemon["owner"] else ""
-        lost = f", {daemon['attempts_lost']} lost" if daemon["attempts_lost"] else ""
-        counts = f"{daemon['repairs']} repairs, {daemon['attempts']} attempts logged{lost}"
-        lines.append(f"daemon: process {daemon['pid']}, {owns}{counts}")
+        lines.append(
+            f"daemon: process {daemon['pid']}, {owns}{daemon['repairs']} repairs, {daemon['attempts']} attempts seen"
+        )
+        if daemon["attempts_lost"] or daemon["records_dropped"]:
+            lines.append(f"lost: {daemon['attempts_lost']} attempts, {daemon['records_dropped']} records")
+        if last := daemon["last_attempt"]:
+            text = f"last attempt: {_ago(last['at'], found['at'])}, {last['text']}"
+            lines += wrap(text, 80, subsequent_indent="  ", break_on_hyphens=False)
         lines += [f"daemon: suspended, {daemon['suspended']}"] if daemon["suspended"] else []
     else:
         lines.append("daemon: not running; nothing repairs the rules (systemctl start nftguard)")

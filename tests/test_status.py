@@ -98,7 +98,17 @@ def test_the_picture_fits_80_columns_and_says_everything() -> None:
     live = replace(
         MAIL, counters={**MAIL.counters, "mail.output.tcp.25": Counter("mail.output.tcp.25", 123456789, 98765432100)}
     )
-    daemon = {"pid": 7, "owner": True, "repairs": 1, "attempts": 2, "attempts_lost": 3, "suspended": "until 10:00:00"}
+    text = "tcp 203.0.113.7:25 from ss-server (shadowsocks.service, uid 998); very likely for its client 198.51.100.4"
+    daemon = {
+        "pid": 7,
+        "owner": True,
+        "repairs": 1,
+        "attempts": 2,
+        "attempts_lost": 3,
+        "records_dropped": 4,
+        "last_attempt": {"at": 3600.0, "text": text},
+        "suspended": "until 10:00:00",
+    }
     found = document(
         judge(live, MAIL, ("x.toml: refused",)),
         live,
@@ -111,7 +121,10 @@ def test_the_picture_fits_80_columns_and_says_everything() -> None:
     assert lines[0] == "degraded: 1,002 tcp ports blocked on output, 1,002 tcp ports blocked on forward"
     assert "  - x.toml: refused" in lines
     assert "  warning: beware" in lines
-    assert "daemon: process 7, owns the table, 1 repairs, 2 attempts logged, 3 lost" in lines
+    assert "daemon: process 7, owns the table, 1 repairs, 2 attempts seen" in lines
+    assert "lost: 3 attempts, 4 records" in lines
+    assert "last attempt: 2 h ago, tcp 203.0.113.7:25 from ss-server (shadowsocks.service," in lines
+    assert "  uid 998); very likely for its client 198.51.100.4" in lines
     assert "daemon: suspended, until 10:00:00" in lines
     assert max(map(len, lines)) <= 80
     row = next(line for line in lines if line.startswith("mail"))
