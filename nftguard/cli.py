@@ -64,7 +64,7 @@ def cli(ctx: click.Context, config: str) -> None:
     From now on, across reboots:      systemctl enable --now nftguard
     After editing the configuration:  nftguard check && systemctl reload nftguard
     How do things stand:              nftguard status
-    Who tried:                        nftguard report
+    Who tried:                        nftguard report, or journalctl -u nftguard
 
     Exit codes: 0 done; 1 failed, or what a verb says; 2 used wrongly; 69 something is missing on this host;
     77 not permitted; 78 the configuration is refused.
