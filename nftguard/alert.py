@@ -35,13 +35,13 @@ class Alert:
     def __init__(self, known: Mapping[str, float]) -> None:
         """Go on with the culprits that are known: their names, and when each was seen last (seconds since 1970)."""
         self._known = OrderedDict(sorted(known.items(), key=lambda item: item[1]))
-        self._pending: list[dict[str, object]] = []
+        self._pending: dict[str, dict[str, object]] = {}
         self._new = Bucket(rate=1, burst=20)  # sources of forwarded packets can be made up without end
         self._next = 0.0
 
     def known(self) -> dict[str, float]:
-        """Give the culprits that are known, to be kept."""
-        return dict(self._known)
+        """Give the culprits that are known and were told, to be kept: who still waits is new to the next process."""
+        return {key: at for key, at in self._known.items() if key not in self._pending}
 
     def new(self, culprit: Culprit, fields: Mapping[str, object], now: Moment) -> bool:
         """Tell whether the culprit is a new one, and take him down for the next alert."""
@@ -51,13 +51,12 @@ class Alert:
             self._known[key] = now.wall
             self._known.move_to_end(key)
             return False
-        if not self._new.take(now.monotonic):
+        if len(self._pending) >= _PENDING or not self._new.take(now.monotonic):
             return False
         self._known[key] = now.wall
         if len(self._known) > _KNOWN:
             self._known.popitem(last=False)
-        if len(self._pending) < _PENDING:
-            self._pending.append({name: value for name, value in fields.items() if value not in {None, ""}})
+        self._pending[key] = {name: value for name, value in fields.items() if value not in {None, ""}}
         return True
 
     def due(self) -> float | None:
@@ -65,7 +64,8 @@ class Alert:
         return self._next if self._pending else None
 
     def tell(self, now: float) -> None:
-        """Write the new culprits down. Raises OSError."""
+        """Write the new culprits down. Raises OSError; they are then told with the next alert."""
         self._next = now + EVERY
-        culprits, self._pending = self._pending, []
-        state.write(Path(bootscript.run_dir()) / NAME, json.dumps({"culprits": culprits}) + "\n", 0o644)
+        document = {"culprits": [*self._pending.values()]}
+        state.write(Path(bootscript.run_dir()) / NAME, json.dumps(document) + "\n", 0o644)
+        self._pending.clear()

@@ -17,13 +17,15 @@ from nftguard.cgroups import Tree, mounted
 from nftguard.culprit import Culprit
 from nftguard.errors import UnavailableError
 from nftguard.guests import Guests
-from nftguard.model import Hook
+from nftguard.model import Hook, Protocol
 from nftguard.names import clean
 from nftguard.owners import owner
 from nftguard.proxies import Proxies
 from nftguard.users import Users
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from nftguard.clients import Suspicion
     from nftguard.nflog import Attempt
     from nftguard.nfnl import Nfnl
@@ -53,15 +55,20 @@ class Attribution:
         self._recent: dict[int, list[int]] = {}  # user id to control groups, the last one first
         self._list_at = 0.0
         self._tree: Tree | None = None
+        self._guests = Guests(None)
         self.problem = ""
         """Why units cannot be told; empty where they can."""
-        try:
-            self._tree = Tree(mounted())
-        except UnavailableError as error:
-            self.problem = str(error)
-        self._guests = Guests(self._tree)
         self.exact = _capable(_CAP_SYS_PTRACE)
         """Whether to look which process has a socket open."""
+
+    def begin(self) -> None:
+        """Follow the control groups from now on. It looks at every one of them, so the rules come before it."""
+        if self._tree is None:
+            try:
+                self._tree, self.problem = Tree(mounted()), ""
+            except UnavailableError as error:
+                self.problem = str(error)
+            self._guests = Guests(self._tree)
 
     @property
     def fd(self) -> int | None:
@@ -152,18 +159,19 @@ class Attribution:
         """Ask the kernel which control groups it noted with these packets: their marks to the groups' ids.
 
         First about those that the same user's last attempts came from; then, for what is left, by listing them all, or
-        where that was done just now, about more of that user's.
+        where that was done just now, about more of that user's. Only TCP's sequence number tells attempts from the same
+        port apart: with another protocol it takes a listing to know that there is only one.
         """
-        found = self._asked(attempts, 0, _FIRST)
+        tcp = [attempt for attempt in attempts if attempt.protocol is Protocol.TCP]
+        found = self._asked(tcp, 0, _FIRST)
         began = time.monotonic()
         if left := [attempt for attempt in attempts if _mark(attempt) not in found]:
             if began >= self._list_at:
-                listed = [key for key in self._nfnl.elements(policy.ATTEMPTS) if len(key) == _KEY]
-                found |= {key[8:]: struct.unpack_from("=Q", key)[0] for key in listed}
+                found |= _unique(key for key in self._nfnl.elements(policy.ATTEMPTS) if len(key) == _KEY)
                 ended = time.monotonic()
                 self._list_at = ended + _SHARE * (ended - began)
             else:
-                found |= self._asked(left, _FIRST, _RECENT)
+                found |= self._asked([attempt for attempt in left if attempt.protocol is Protocol.TCP], _FIRST, _RECENT)
         for attempt in attempts:
             cgroup = found.get(_mark(attempt), 0)
             if cgroup and attempt.uid is not None:
@@ -175,12 +183,21 @@ class Attribution:
 
     def _asked(self, attempts: list[Attempt], first: int, end: int) -> dict[bytes, int]:
         keys = {
-            struct.pack("=Q", cgroup) + _mark(attempt): cgroup
+            struct.pack("=Q", cgroup) + _mark(attempt)
             for attempt in attempts
             if attempt.uid is not None
             for cgroup in self._recent.get(attempt.uid, ())[first:end]
         }
-        return {key[8:]: keys[key] for key in self._nfnl.holds(policy.ATTEMPTS, keys) if key in keys}
+        return _unique(self._nfnl.holds(policy.ATTEMPTS, keys) & keys)
+
+
+def _unique(keys: Iterable[bytes]) -> dict[bytes, int]:
+    """Take keys apart into mark and control group; a mark that several control groups have is nobody's."""
+    found: dict[bytes, int] = {}
+    for key in keys:
+        mark, cgroup = key[8:], struct.unpack_from("=Q", key)[0]
+        found[mark] = cgroup if found.get(mark, cgroup) == cgroup else 0
+    return found
 
 
 def _mark(attempt: Attempt) -> bytes:

@@ -34,6 +34,8 @@ _INDEPENDENT = 0.15  # seconds between attempts; what is closer is of one burst,
 _UNSETTLED = 0.5  # the weight of an attempt as long as nobody knows who waits since
 _NOBODY = 0.8  # the odds, before any attempt, that none of the clients is behind them
 _STRAY = 0.1  # of the attempts of a client's, so many may be of somebody else
+_RARE = 0.05  # whatever is seen less often at other times is taken to be as frequent as this: few looks tell no better
+_ENOUGH = 12.0  # who explains attempts e^12 times better than chance cannot be told from another who does, too
 _KEPT = 600.0  # looks at other times; beyond that, old ones count for less and less
 _POOL = 200.0  # looks for which the other clients' habits count in place of a client's own
 _SHOWN = 5  # clients in a ranking
@@ -223,7 +225,7 @@ class Clients:
                 totals[at] += weight * gain
         highest = max(totals)
         shares = (way.share * math.exp(total - highest) for way, total in zip(_WAYS, totals, strict=True))
-        return highest + math.log(sum(shares))
+        return min(_ENOUGH, highest + math.log(sum(shares)))
 
     def _basis(self, client: str) -> str:
         habits = self._habits[client]
@@ -256,9 +258,9 @@ def _gain(way: _Way, found: int, waited: bool | None, spoke: list[float], waits:
     """Give the logarithm of how much better this way explains one attempt than chance does."""
     ratio = 0.0
     if found != _ABSENT:
-        ratio = 1.0 if found == _LATER else way.spoke[found] / spoke[found]
+        ratio = 1.0 if found == _LATER else way.spoke[found] / max(_RARE, spoke[found])
         if way.waits is not None and waited is not None and found <= _WAITED:
-            ratio *= (way.waits if waited else 1 - way.waits) / waits[waited]
+            ratio *= (way.waits if waited else 1 - way.waits) / max(_RARE, waits[waited])
     return math.log(_STRAY + (1 - _STRAY) * ratio)
 
 

@@ -99,8 +99,6 @@ class Daemon:
             raise UnavailableError(f"the kernel's events cannot be watched: {error.strerror}") from None
         self._selector.register(self._ruleset.socket, selectors.EVENT_READ, self._on_ruleset)
         self._selector.register(self._network.socket, selectors.EVENT_READ, self._on_network)
-        if (groups := self._recorder.attribution.fd) is not None:
-            self._selector.register(groups, selectors.EVENT_READ, self._recorder.attribution.read)
         self._signals, wakeup = socket.socketpair()
         for end in (self._signals, wakeup):
             end.setblocking(False)
@@ -227,5 +225,8 @@ class Daemon:
         if old is not recorder.reader:
             if old:
                 self._selector.unregister(old.socket)
+            groups = recorder.attribution.fd
+            if groups is not None and groups not in self._selector.get_map():
+                self._selector.register(groups, selectors.EVENT_READ, recorder.attribution.read)
             if reader := recorder.reader:
                 self._selector.register(reader.socket, selectors.EVENT_READ, lambda: self._on_packets(reader))

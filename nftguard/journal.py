@@ -7,6 +7,7 @@ while it holds the interpreter's lock, so that every thread stops (seen on syste
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import sys
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 SOCKET = "/run/systemd/journal/socket"
 QUEUE = 4096  # records kept while journald takes none
+PATIENCE = 3.0  # seconds that the end waits for a journald that takes nothing
 _MAX_VALUE = 8192  # bytes of one field, so that a record always fits a datagram
 _TEXT = {"what", "by", "text"}  # parts of the sentence that are no fields
 _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
@@ -63,7 +65,7 @@ class JournalSink:
             except BlockingIOError:
                 return
             except OSError:  # journald is not there, or was restarted: a new connection next time
-                self.close()
+                self._disconnect()
                 return
             self._queue.popleft()
         if self.dropped > self._told:
@@ -71,6 +73,20 @@ class JournalSink:
             log().warning("records_dropped", dropped=dropped)
 
     def close(self) -> None:
+        """Send what waits, for which journald has a little time; say on stderr how much is given up."""
+        end = time.monotonic() + PATIENCE
+        self.flush()
+        while self._queue and time.monotonic() < end:
+            time.sleep(0.05)
+            self.flush()
+        if self._queue:
+            with contextlib.suppress(OSError):  # stderr is a stream to journald, with room for a line; or broken
+                sys.stderr.write(f"{len(self._queue)} records were not recorded: journald took none at the end\n")
+                sys.stderr.flush()
+            self._queue.clear()
+        self._disconnect()
+
+    def _disconnect(self) -> None:
         """Close the connection; the next record opens one anew."""
         if self._socket:
             self._socket.close()

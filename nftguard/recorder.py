@@ -52,6 +52,7 @@ class Recorder:
             self.reader.close()
             self.reader = None
         if group is not None:
+            self.attribution.begin()
             try:
                 self.reader, self._unread = Reader(group), None
             except UnavailableError as error:  # tried again at every pass, told once

@@ -147,6 +147,20 @@ def test_the_same_port_used_again_by_another_is_not_taken_for_the_first(witness:
     assert [record["cgroup"].rsplit("/", 1)[1] for record in found] == names
 
 
+def test_datagrams_that_cannot_be_told_apart_are_nobodys(witness: Witness, slice_: Path) -> None:
+    """Two services, the same ports, the same bytes: what the kernel noted fits both. Better unknown than wrong."""
+    witness.guard(BLOCK + 'protocols = ["udp"]\n')
+    code = (
+        "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('127.0.0.1', 40404));"
+        "s.connect(('127.0.0.1', 25)); s.settimeout(1)\n"
+        "try: s.send(b'x')\nexcept PermissionError: pass"
+    )
+    for name in ("one.service", "two.service"):
+        witness.netns.run(*joining(unit(slice_, name), sys.executable, "-S", "-c", code))
+    found = witness.events("blocked", 1)
+    assert [record["cgroup"] for record in found] in ([""], [f"/{slice_.name}/one.service"])
+
+
 def test_a_process_that_still_waits_is_named(witness: Witness, slice_: Path) -> None:
     witness.guard(BLOCK)
     code = "import socket; s = socket.socket(); s.settimeout(9); s.connect_ex(('127.0.0.1', 25))"

@@ -126,5 +126,6 @@ def _hear(talkers: subprocess.Popen[str], word: str) -> str:
     """Read the next line, which begins with the word."""
     assert talkers.stdout
     line = talkers.stdout.readline()
-    assert line.startswith(word) and line.endswith("\n"), line
+    assert line.startswith(word), line
+    assert line.endswith("\n"), line
     return line

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tests.boot.suites import Suite
 
-PACKAGES = ("linux-image-cloud-amd64",)
+PACKAGES = ("linux-image-cloud-amd64", "rsyslog")
 """What a virtual machine has besides what a container has."""
 
 _AGENT = Path(__file__).with_name("agent.py")

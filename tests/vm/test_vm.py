@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 NOBODY = 65534
 UNIT_DROP_IN = "/run/systemd/system/nftguard.service.d/test.conf"
 CONFIG_DROP_IN = "/etc/nftguard.d/test.toml"
+RSYSLOG = Path(__file__).parents[2] / "conf/rsyslog-nftguard.conf"
 WAIT = 60.0
 # Connects to port 25, and says what came of it: nothing, where packets are dropped.
 CONNECT = """
@@ -105,6 +107,34 @@ def test_attempts_are_in_the_kernels_log_where_they_are_wanted_there(guarded: Vi
     assert line.startswith("NFTGUARD output tcp/25: ")
     assert f" UID={NOBODY} " in f"{line} "
     assert not [found for found in records(guarded, "blocked") if found["NFTGUARD_DESTINATION"] == target]
+
+
+def test_rsyslog_sends_the_kernels_lines_to_a_file_of_their_own(guarded: VirtualMachine) -> None:
+    """As the rules that nftguard replaces had it; the file is the one that is shipped."""
+    guarded.write_file("/etc/rsyslog.d/20-nftguard.conf", RSYSLOG.read_text(encoding="utf-8"))
+    guarded.run(["systemctl", "restart", "rsyslog"])
+    configure(guarded, '[log]\ntarget = "kernel"\n')
+    target = attempt(guarded)
+    show = ["cat", "/var/log/nftguard.log"]
+    lines = wait_until(
+        lambda: [line for line in guarded.run(show, check=False).stdout.splitlines() if f" DST={target} " in line],
+        "the line in the file",
+        timeout=WAIT,
+    )
+    assert "NFTGUARD output tcp/25: " in lines[0]
+    assert f" DST={target} " not in guarded.run(["cat", "/var/log/syslog", "/var/log/kern.log"], check=False).stdout
+
+
+def test_the_unit_of_an_attempt_is_known_on_this_kernel(guarded: VirtualMachine) -> None:
+    target = f"192.0.2.{next(_numbers)}"
+    code = f"import socket; s = socket.socket(); s.settimeout(0.2); s.connect_ex(('{target}', 25))"
+    guarded.run(["systemd-run", "--quiet", "--wait", "--unit=sender", "/usr/bin/python3", "-c", code])
+    (record,) = wait_until(
+        lambda: [found for found in records(guarded, "blocked") if found["NFTGUARD_DESTINATION"] == target],
+        "the record of the attempt",
+        timeout=WAIT,
+    )
+    assert (record["NFTGUARD_UNIT"], record["NFTGUARD_KNOWN_BY"]) == ("sender.service", "kernel")
 
 
 def test_the_table_is_owned_where_the_kernel_can(guarded: VirtualMachine) -> None:

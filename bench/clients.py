@@ -1,0 +1,40 @@
+"""Clients: share of runs with a real proxy in which not the right one of its fifty clients was named."""
+
+from __future__ import annotations
+
+from bench.figure import Figure, Goal, progress
+from tests.boot import image
+from tests.boot.crowd import CLIENTS, PACKAGES, PROXIES, Crowd
+from tests.boot.machine import Machine
+from tests.boot.suites import SUITES
+
+RUNS = 100
+
+
+def measure() -> list[Figure]:
+    """Boot a Debian with real proxies, and have one of fifty clients, all busy 20 times a second, ask for port 25.
+
+    After his seventh attempt the record of it must name him as likely, and none may ever name another so. The baseline
+    is a guess.
+    """
+    booted = image.prepare(SUITES[-1], PACKAGES, announce=progress)
+    guessed = 100 * (1 - 1 / CLIENTS)
+    figures = []
+    for proxy in PROXIES:
+        outcomes = []
+        with Machine(booted) as machine:
+            crowd = Crowd(machine, booted, proxy)
+            for seed in range(RUNS):
+                if seed % 10 == 0:
+                    progress(f"clients: {proxy}, {seed} of {RUNS}")
+                outcomes.append(crowd.run(seed))
+        missed = 100 * sum(not outcome.right for outcome in outcomes) / RUNS
+        wrong = 100 * sum(outcome.wrong for outcome in outcomes) / RUNS
+        progress(
+            f"clients: {proxy}, each talked {min(outcome.rate for outcome in outcomes):.1f} times a second or more"
+        )
+        figures += [
+            Figure(f"{proxy}: not named after 7", missed, "%", "a guess", guessed, RUNS, Goal(5, "value")),
+            Figure(f"{proxy}: another named", wrong, "%", "a guess", guessed, RUNS, Goal(0, "value")),
+        ]
+    return figures
