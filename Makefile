@@ -2,6 +2,7 @@
 # sudo make test    install what is missing, then run every check and test
 # sudo make bench   install what is missing, then measure (a few minutes)
 # sudo make fuzz    a million mutated messages from the kernel
+# sudo make test-long what takes minutes: an alert's whole minute, a journald that hangs, ten thousand attempts
 # sudo make test-vm the slower tests on Debian's own kernels, in virtual machines
 PACKAGES = nftables python3-nftables python3-systemd python3-venv
 TEST_PACKAGES = iproute2 iptables logrotate mmdebstrap procps rsyslog systemd-container
@@ -10,7 +11,7 @@ VM_PACKAGES = e2fsprogs qemu-system-x86
 PYTHON = /usr/bin/python3
 BIN = .venv/bin
 
-.PHONY: setup run test test-vm fuzz check bench clean
+.PHONY: setup run test test-long test-vm fuzz check bench clean
 
 setup: .venv/.run
 
@@ -19,6 +20,9 @@ run: setup
 
 test: .venv/.test check
 	$(BIN)/python -m pytest --ignore=tests/vm
+
+test-long: .venv/.test
+	$(BIN)/python -m pytest -m long --ignore=tests/vm
 
 test-vm: .venv/.test
 	@$(call install,$(VM_PACKAGES))

@@ -149,9 +149,9 @@ def _timed(attribution: Attribution) -> list[float]:
     times: list[float] = []
     plain = attribution.explain
 
-    def explain(attempts: list[Attempt]) -> list[Finding]:
+    def explain(attempts: list[Attempt], *, fresh: bool = True) -> list[Finding]:
         begun = time.perf_counter()
-        found = plain(attempts)
+        found = plain(attempts, fresh=fresh)
         if attempts:
             times.append((time.perf_counter() - begun) * 1000)
         return found

@@ -56,7 +56,8 @@ class Alert:
         self._known[key] = now.wall
         if len(self._known) > _KNOWN:
             self._known.popitem(last=False)
-        self._pending[key] = {name: value for name, value in fields.items() if value not in {None, ""}}
+        told = {name: value for name, value in fields.items() if value not in {None, ""}}
+        self._pending[key] = told | {"first": now.wall, "last": now.wall}  # seconds, as everywhere but in the journal
         return True
 
     def due(self) -> float | None:
@@ -67,5 +68,5 @@ class Alert:
         """Write the new culprits down. Raises OSError; they are then told with the next alert."""
         self._next = now + EVERY
         document = {"culprits": [*self._pending.values()]}
-        state.write(Path(bootscript.run_dir()) / NAME, json.dumps(document) + "\n", 0o644)
+        state.write(Path(bootscript.run_dir()) / NAME, json.dumps(document) + "\n", 0o600)
         self._pending.clear()

@@ -94,27 +94,34 @@ class Attribution:
         if self._tree:
             self._tree.close()
 
-    def explain(self, attempts: list[Attempt]) -> list[Finding]:
-        """Tell who made each of these attempts, which were just read."""
+    def explain(self, attempts: list[Attempt], *, fresh: bool = True) -> list[Finding]:
+        """Tell who made each of these attempts, which were just read; `fresh`: and were sent just before."""
         now = time.monotonic()
         noted = self._noted([attempt for attempt in attempts if attempt.hook is Hook.OUTPUT])
         return [
-            self._local(attempt, noted.get(_mark(attempt), 0), now)
+            self._local(attempt, noted.get(_mark(attempt), 0), now, fresh)
             if attempt.hook is Hook.OUTPUT
-            else Finding(self._guests.culprit(attempt))
+            else self._passing(attempt, now)
             for attempt in attempts
         ]
 
-    def _local(self, attempt: Attempt, cgroup: int, now: float) -> Finding:
+    def _passing(self, attempt: Attempt, now: float) -> Finding:
+        """Tell who made an attempt that came in by an interface: sources can be made up without end."""
+        if self._budget.take((attempt.inbound, attempt.source), now):
+            return Finding(self._guests.culprit(attempt))
+        return Finding(Culprit(source=attempt.source, interface=attempt.inbound))
+
+    def _local(self, attempt: Attempt, cgroup: int, now: float, fresh: bool) -> Finding:
+        # At first, where it can be: what there is to be seen of a program's clients fades within milliseconds.
+        suspicion = self._proxies.attempted(cgroup, now) if fresh and cgroup else None
         known_by = "kernel" if cgroup else ""
         thorough = self._budget.take((attempt.uid, cgroup), now)
         sock = sockdiag.find(attempt) if thorough else None
         if sock and not cgroup:
             cgroup, known_by = sock.cgroup, "socket" if sock.cgroup else ""
+            suspicion = self._proxies.attempted(cgroup, now) if fresh and cgroup else None
         elif sock and sock.cgroup != cgroup:
             sock = None  # another's, with the same addresses and ports
-        # Before anything else: what can be seen of a program's clients fades within milliseconds.
-        suspicion = self._proxies.attempted(cgroup, now) if cgroup else None
         path = self._tree.path(cgroup) if self._tree and cgroup else ""
         owns = owner(path)
         program: processes.Program | None = None

@@ -12,13 +12,11 @@ from nftguard import bootscript, hostinfo, notify, state, status
 from nftguard.errors import ConfigError, NftguardError
 from nftguard.journal import log, log_problems
 from nftguard.model import Counter, Hook, Table
+from nftguard.names import shown
 from nftguard.pace import FIGHT_AFTER, FIGHT_MOST
 from nftguard.status import Standing, State
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from nftguard.ledger import Total
     from nftguard.reconcile import Outcome
     from nftguard.watch import Change
 
@@ -45,7 +43,7 @@ class Bulletin:
         """The counters as they were last seen."""
         self._seen: dict[str, float] = {}
         self._attempts = 0
-        self._lost = 0
+        self._lost = self._lost_told = 0
         self._last = ""
         self._last_at = 0.0
         self._told = ""
@@ -137,18 +135,17 @@ class Bulletin:
         if self.tell_at is None:
             self.tell_at = time.monotonic() + TELL_EVERY
 
-    def risen(self, told: Mapping[str, Total]) -> set[str]:
-        """Name the counters that have counted something else than what was told of them."""
-        return {
-            name
-            for name, found in self.counters.items()
-            if found.packets != (told[name].packets if name in told else 0)
-        }
-
     def lost(self, count: int) -> None:
-        """Record that attempts could not be told one by one."""
+        """Take in that attempts could not be told one by one."""
         self._lost += count
-        log().warning("attempts_lost", lost=count)
+        if self.tell_at is None:
+            self.tell_at = time.monotonic() + TELL_EVERY
+
+    def tell_lost(self) -> None:
+        """Record how many were lost since that was last told."""
+        if self._lost > self._lost_told:
+            log().warning("attempts_lost", lost=self._lost - self._lost_told)
+            self._lost_told = self._lost
 
     def sentence(self) -> str:
         """Say how things are, for `systemctl status`."""
@@ -172,6 +169,7 @@ class Bulletin:
     def tell(self) -> None:
         """Tell systemd, and those who may not ask the kernel."""
         self.tell_at = None
+        self.tell_lost()
         if (sentence := self.sentence()) != self._told:  # systemd's socket is not for chatter: a full one would block
             self._told = sentence
             notify.status(sentence)
@@ -212,7 +210,7 @@ def blame(change: Change | None) -> str:
     if not change:
         return "nobody known"
     unit = hostinfo.unit_of(change.pid, change.command)
-    return f"{change.command} (process {change.pid}{f' of {unit}' if unit else ''})"
+    return f"{shown(change.command)} (process {change.pid}{f' of {unit}' if unit else ''})"
 
 
 def warnings(table: Table) -> tuple[str, ...]:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from nftguard.records import Record
 
 _WATCHED = (
-    *("blocked", "repaired", "fought", "attempts_lost", "attempts_unread", "records_dropped"),
+    *("blocked", "blocked_summary", "culprit", "repaired", "fought"),
+    *("attempts_lost", "attempts_unread", "records_dropped", "units_unknown"),
     *("applied", "removed"),  # whether anything is blocked at all
 )
 _PATIENCE = 1.0  # seconds before a progress bar is shown
@@ -103,11 +104,20 @@ def watch(lines: int, as_json: bool) -> None:
     try:
         for found in (records.last(lines), records.follow(sys.stdout.fileno())):
             for record in found:
-                click.echo(json.dumps(record.document()) if as_json else _line(record))
+                if as_json:
+                    click.echo(json.dumps(record.document()))
+                elif not _known(record):
+                    click.echo(_line(record))
     except KeyboardInterrupt:
         pass
     finally:
         records.close()
+
+
+def _known(record: Record) -> bool:
+    """Whether it sums up nothing but attempts that had lines of their own."""
+    folded = record.number("ATTEMPTS") - record.number("RECORDED")
+    return record.event == "blocked_summary" and not folded and bool(record.number("ACCOUNT"))
 
 
 def _line(record: Record) -> str:

@@ -12,82 +12,59 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from nftguard.odds import ABSENT, BINS, EDGES, LATER, WAITED, Seen, bin_of, score, shares
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+LIKELY, VERY_LIKELY = 0.8, 0.95
+"""The confidence from which on a client is named, and from which on that is all but certain."""
 MOST_CLIENTS = 256
 """Clients of one program that are remembered; whoever has not been heard for longest is forgotten first."""
 MOST_ATTEMPTS = 32
-"""Attempts that are remembered; the oldest is forgotten first."""
+"""About so many attempts count: the older ones less and less."""
 APART = 0.1
 """Seconds after an attempt in which the program's clients are not as at other times."""
 
-_EDGES = (5, 10, 30, 100, 500)  # milliseconds before the attempt: the last bin has no end
-_BINS = len(_EDGES) + 1
-_LATER, _ABSENT = -1, -2  # data that came since hides what came before; not connected
-_WAITED = 3  # bins after which a connection may have waited: up to 100 ms
 _WAIT = (0.25, 0.6)  # seconds from the attempt to the look that tells who waits since
+_OPEN = 16  # moments that may be without such a look
 
 _HALF_LIFE = 300.0  # seconds in which evidence loses half of its weight
 _BURST = 0.05  # seconds after an attempt in which another one is part of it
 _INDEPENDENT = 0.15  # seconds between attempts; what is closer is of one burst, and counts for less
 _UNSETTLED = 0.5  # the weight of an attempt as long as nobody knows who waits since
-_NOBODY = 0.8  # the odds, before any attempt, that none of the clients is behind them
-_STRAY = 0.1  # of the attempts of a client's, so many may be of somebody else
-_RARE = 0.05  # whatever is seen less often at other times is taken to be as frequent as this: few looks tell no better
-_ENOUGH = 12.0  # who explains attempts e^12 times better than chance cannot be told from another who does, too
+_NOBODY = 0.8  # the chance, before any attempt, that none of the clients is behind them
 _KEPT = 600.0  # looks at other times; beyond that, old ones count for less and less
-_POOL = 200.0  # looks for which the other clients' habits count in place of a client's own
 _SHOWN = 5  # clients in a ranking
-
-
-@dataclass(frozen=True, slots=True)
-class _Way:
-    """How a client may be behind attempts: when it spoke, in the bins' order, and whether it waits from then on."""
-
-    share: float  # before any attempt
-    spoke: tuple[float, ...]
-    waits: float | None
-
-
-# At once or after a look-up of a name, on a connection that waits for the answer; or on one that has more to carry:
-# rarer, and a coincidence looks the same.
-_WAYS = (
-    _Way(0.4, (0.65, 0.18, 0.08, 0.04, 0.03, 0.02), 0.9),
-    _Way(0.4, (0.12, 0.13, 0.30, 0.35, 0.06, 0.04), 0.9),
-    _Way(0.2, (0.65, 0.18, 0.08, 0.04, 0.03, 0.02), None),
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Suspicion:
     """What is known of who is behind a program's attempts."""
 
-    client: str
-    """The address of the likeliest client."""
-    confidence: float
-    """0 to 1."""
-    ranked: tuple[tuple[str, float], ...]
-    """The likeliest few with their confidence, the likeliest first."""
-    attempts: int
-    """On how many attempts this rests."""
-    basis: str
-    """What speaks for it, in words."""
+    client: str  # the likeliest one's address
+    confidence: float  # 0 to 1
+    ranked: tuple[tuple[str, float], ...]  # the likeliest few with their confidence, the likeliest first
+    attempts: int  # on how many this rests
+    basis: str  # what speaks for it, in words
 
     @property
     def word(self) -> str:
         """How sure it is, in words."""
-        return "very likely" if self.confidence >= 0.95 else "likely" if self.confidence >= 0.8 else "not clear"
+        return "very likely" if self.confidence >= VERY_LIKELY else "likely" if self.clear else "not clear"
+
+    @property
+    def clear(self) -> bool:
+        """Whether the client may be named."""
+        return self.confidence >= LIKELY
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
     """One look at the connections of a program's clients."""
 
-    at: float
-    """Seconds on the monotonic clock."""
-    heard: Mapping[str, tuple[float, ...]]
-    """When data last came on each of a client's connections: by its address, seconds on the same clock."""
+    at: float  # seconds on the monotonic clock
+    heard: Mapping[str, tuple[float, ...]]  # by a client's address, when data last came on each of its connections
 
 
 @dataclass(slots=True)
@@ -96,19 +73,18 @@ class _Moment:
 
     at: float
     until: float  # when the last attempt of a burst was made
-    spoke: dict[str, int]  # bin, or _LATER; absent are those who are missing
+    spoke: dict[str, int]  # bin, or LATER; absent are those who are missing
     weight: float = 1.0
-    waits: dict[str, bool] | None = None  # known a while later
 
 
 @dataclass(slots=True)
-class _Habits:
-    """What a client is at when there is no attempt."""
-
+class _Client:
     heard: float = 0.0  # when it was last heard
-    spoke: list[float] = field(default_factory=lambda: [0.0] * _BINS)
-    absent: float = 0.0
-    waits: list[float] = field(default_factory=lambda: [0.0, 0.0])  # no, yes
+    # At other times: how often it had spoken in each bin, and then had not waited, or had.
+    spoke: list[float] = field(default_factory=lambda: [0.0] * BINS)
+    waits: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    # At attempts: their weight and number.
+    seen: dict[Seen, tuple[float, float]] = field(default_factory=dict)
 
 
 class Clients:
@@ -116,128 +92,134 @@ class Clients:
 
     def __init__(self, jiffy: float) -> None:
         self._jiffy = jiffy
-        self._habits: dict[str, _Habits] = {}
-        self._pool = _Habits()
-        self._attempts: deque[_Moment] = deque(maxlen=MOST_ATTEMPTS)
-        self._others: deque[_Moment] = deque(maxlen=16)
+        self._clients: dict[str, _Client] = {}
+        self._pool = _Client()  # what all are at
+        self._attempts: deque[_Moment] = deque()  # of which is not known yet who waits since
+        self._others: deque[_Moment] = deque(maxlen=_OPEN)
+        self._last = _Moment(-math.inf, -math.inf, {})  # attempt
+        self._whole = (0.0, 0.0)  # weight and number of all other attempts
+        self._faded_at = -math.inf
         self._late = 0.0  # seconds from the last attempt to the look at it
 
     def attempted(self, at: float, look: Look) -> None:
         """Take in an attempt that was made at `at`, by the look that came right after."""
         self._meet(look)
-        gap = at - self._attempts[-1].at if self._attempts else _INDEPENDENT
-        weight = min(1.0, max(0.0, gap) / _INDEPENDENT)
+        weight = min(1.0, max(0.0, at - self._last.at) / _INDEPENDENT)
         self._late = max(0.0, look.at - at)
-        self._attempts.append(_Moment(at, at, _spoke(look, at, self._jiffy), weight))
+        self._last = _Moment(at, at, _spoke(look, at, self._jiffy), weight)
+        self._attempts.append(self._last)
+        if len(self._attempts) > _OPEN:
+            self._count(self._attempts.popleft(), {})
 
     def also_attempted(self, at: float) -> None:
         """Take in an attempt that came so soon after another that there was no look of its own."""
-        if self._attempts and self._attempts[-1].until < at <= self._attempts[-1].at + _BURST:
-            self._attempts[-1].until = at
+        if self._last.until < at <= self._last.at + _BURST:
+            self._last.until = at
 
     def looked(self, look: Look) -> None:
         """Take in a look at another time."""
         self._meet(look)
         # As if there had been an attempt, seen as late as the last real one.
         at = look.at - self._late
-        if any(0 <= at - attempt.at < APART for attempt in self._attempts):
+        if at - self._last.at < APART:
             return
         moment = _Moment(at, at, _spoke(look, at, self._jiffy))
         self._others.append(moment)
-        for client, habits in self._habits.items():
-            found = moment.spoke.get(client, _ABSENT)
-            for learner in (habits, self._pool):
-                if found == _ABSENT:
-                    learner.absent += 1
-                elif found != _LATER:
-                    learner.spoke[found] += 1
-            _fade(habits, _KEPT)
-        _fade(self._pool, _KEPT * max(1, len(self._habits)))
+        for name, client in self._clients.items():
+            found = moment.spoke.get(name, ABSENT)
+            if found != LATER:
+                client.spoke[found] += 1
+                self._pool.spoke[found] += 1
+            _halve(client, _KEPT)
+        _halve(self._pool, _KEPT * len(self._clients))
 
     def suspicion(self, now: float) -> Suspicion | None:
         """Say who is behind the attempts; None when nobody is connected, or no attempt was seen."""
-        if not self._habits or not self._attempts:
+        number = self._whole[1] + len(self._attempts)
+        if not self._clients or not number:
             return None
-        weights = [
-            attempt.weight
-            * (_UNSETTLED if attempt.waits is None else 1.0)
-            * 0.5 ** (max(0.0, now - attempt.at) / _HALF_LIFE)
-            for attempt in self._attempts
-        ]
-        scores = {client: self._score(client, weights) for client in self._habits}
-        highest = max(0.0, *scores.values())
-        share = (1 - _NOBODY) / len(scores)
-        odds = {client: share * math.exp(score - highest) for client, score in scores.items()}
-        whole = _NOBODY * math.exp(-highest) + sum(odds.values())
-        ranked = sorted(((client, part / whole) for client, part in odds.items()), key=lambda pair: (-pair[1], pair[0]))
-        client, confidence = ranked[0]
-        return Suspicion(client, confidence, tuple(ranked[:_SHOWN]), len(self._attempts), self._basis(client))
+        share = (1 - _NOBODY) / len(self._clients)
+        odds = {name: share * math.exp(score) for name, score in self._scores(now).items()}
+        whole = _NOBODY + sum(odds.values())
+        ranked = sorted(((name, part / whole) for name, part in odds.items()), key=lambda pair: (-pair[1], pair[0]))
+        name, confidence = ranked[0]
+        return Suspicion(name, confidence, tuple(ranked[:_SHOWN]), round(number), self._basis(name, number))
 
     def _meet(self, look: Look) -> None:
         """Get to know new clients, forget old ones, and see who has waited since earlier moments."""
-        for client, times in look.heard.items():
-            self._habits.setdefault(client, _Habits()).heard = max(times)
-        if len(self._habits) > MOST_CLIENTS:
-            for client in sorted(self._habits, key=lambda name: self._habits[name].heard)[:-MOST_CLIENTS]:
-                del self._habits[client]
-        for moments in (self._attempts, self._others):
-            for moment in moments:
-                if moment.waits is None and _WAIT[0] <= look.at - moment.at <= _WAIT[1]:
-                    moment.waits = {client: self._settle(moment, look, client) for client in moment.spoke}
-                    if moments is self._others:
-                        self._learn(moment)
+        for name, times in look.heard.items():
+            self._clients.setdefault(name, _Client()).heard = max(times)
+        if len(self._clients) > MOST_CLIENTS:
+            latest = sorted(self._clients.items(), key=lambda pair: pair[1].heard)
+            self._clients = dict(latest[-MOST_CLIENTS:])
+        for moments, take_in in ((self._attempts, self._count), (self._others, self._learn)):
+            while moments and look.at - moments[0].at >= _WAIT[0]:
+                moment = moments.popleft()
+                in_time = look.at - moment.at <= _WAIT[1]
+                take_in(moment, {name: self._waits(moment, look, name) for name in moment.spoke} if in_time else {})
 
-    def _settle(self, moment: _Moment, look: Look, client: str) -> bool:
+    def _waits(self, moment: _Moment, look: Look, name: str) -> bool:
         """Tell whether a connection of the client's brought data shortly before the moment, and none since.
 
         In a burst it may have been any of its attempts, so that he may have spoken only after the look at the first.
         """
-        ages = [(moment.until - time) * 1000 for time in look.heard.get(client, ())]
-        reach = _EDGES[_WAITED] + (moment.until - moment.at) * 1000
+        ages = [(moment.until - time) * 1000 for time in look.heard.get(name, ())]
+        reach = EDGES[WAITED] + (moment.until - moment.at) * 1000
         waiting = [age for age in ages if -self._jiffy <= age <= reach]
         if waiting and moment.until > moment.at:
-            found = moment.spoke[client]
-            moment.spoke[client] = min(_bin(min(waiting)), found if found != _LATER else _BINS)
+            found = moment.spoke[name]
+            moment.spoke[name] = min(bin_of(min(waiting)), found if found != LATER else BINS)
         return bool(waiting)
 
-    def _learn(self, moment: _Moment) -> None:
-        for client, waited in (moment.waits or {}).items():
-            if moment.spoke[client] <= _WAITED:
-                self._pool.waits[waited] += 1
-                if client in self._habits:
-                    self._habits[client].waits[waited] += 1
+    def _learn(self, moment: _Moment, waits: dict[str, bool]) -> None:
+        for name in waits.keys() & self._clients.keys():
+            if moment.spoke[name] <= WAITED:
+                self._clients[name].waits[waits[name]] += 1
+                self._pool.waits[waits[name]] += 1
 
-    def _score(self, client: str, weights: list[float]) -> float:
-        """Give the logarithm of how much better than chance the client explains the attempts."""
-        habits, pool = self._habits[client], self._pool
-        spoke = _shares(
-            [*habits.spoke, habits.absent], _shares([*pool.spoke, pool.absent], [1 / (_BINS + 1)] * (_BINS + 1))
-        )
-        waits = _shares(habits.waits, _shares(pool.waits, [0.9, 0.1]))
-        known: dict[tuple[int, bool | None], list[float]] = {}
-        totals = [0.0] * len(_WAYS)
-        for attempt, weight in zip(self._attempts, weights, strict=True):
-            found = attempt.spoke.get(client, _ABSENT)
-            waited = attempt.waits.get(client) if attempt.waits else None
-            if (found, waited) not in known:
-                known[found, waited] = [_gain(way, found, waited, spoke, waits) for way in _WAYS]
-            for at, gain in enumerate(known[found, waited]):
-                totals[at] += weight * gain
-        highest = max(totals)
-        shares = (way.share * math.exp(total - highest) for way, total in zip(_WAYS, totals, strict=True))
-        return min(_ENOUGH, highest + math.log(sum(shares)))
+    def _count(self, attempt: _Moment, waits: dict[str, bool]) -> None:
+        """Add an attempt to what counts, and let the older ones fade."""
+        weight = attempt.weight * (1.0 if waits else _UNSETTLED)
+        kept = _faded(attempt.at - self._faded_at) * min(1.0, MOST_ATTEMPTS / (self._whole[1] + 1))
+        self._faded_at = max(self._faded_at, attempt.at)
+        self._whole = (kept * self._whole[0] + weight, kept * self._whole[1] + 1)
+        for name, client in self._clients.items():
+            client.seen = {key: (kept * old, kept * number) for key, (old, number) in client.seen.items()}
+            if name in attempt.spoke:
+                key = attempt.spoke[name], waits.get(name)
+                old, number = client.seen.get(key, (0.0, 0.0))
+                client.seen[key] = (old + weight, number + 1)
 
-    def _basis(self, client: str) -> str:
-        habits = self._habits[client]
-        bins = [attempt.spoke.get(client, _ABSENT) for attempt in self._attempts]
-        count = len(bins)
-        within = next((at for at in range(_WAITED) if sum(0 <= b <= at for b in bins) >= 0.7 * count), _WAITED)
-        hits = sum(0 <= b <= within for b in bins)
-        text = f"sent data within {_EDGES[within]} ms before {hits} of {count} attempts"
-        if looks := sum(habits.spoke) + habits.absent:
-            text += f", at other times {sum(habits.spoke[: within + 1]) / looks:.0%} of the time"
-        waited = sum(bool(attempt.waits and attempt.waits.get(client)) for attempt in self._attempts)
+    def _scores(self, now: float) -> dict[str, float]:
+        """Give, for each client, the logarithm of how much better than chance it explains the attempts."""
+        kept = _faded(now - self._faded_at)
+        fresh = [(found.spoke, found.weight * _UNSETTLED * _faded(now - found.at)) for found in self._attempts]
+        all_spoke, all_waits = shares(self._pool.spoke, [1 / BINS] * BINS), shares(self._pool.waits, [0.9, 0.1])
+        scores = {}
+        for name, client in self._clients.items():
+            weights: dict[Seen, float] = {key: kept * weight for key, (weight, _) in client.seen.items()}
+            weights[ABSENT, None] = max(0.0, kept * self._whole[0] - sum(weights.values()))
+            for spoke, weight in fresh:
+                key = spoke.get(name, ABSENT), None
+                weights[key] = weights.get(key, 0.0) + weight
+            scores[name] = score(weights, shares(client.spoke, all_spoke), shares(client.waits, all_waits))
+        return scores
+
+    def _basis(self, name: str, number: float) -> str:
+        client = self._clients[name]
+        fresh = [((attempt.spoke.get(name, ABSENT), None), (0.0, 1.0)) for attempt in self._attempts]
+        seen = [(found, waited, times) for (found, waited), (_, times) in (*client.seen.items(), *fresh)]
+        hits = [sum(times for found, _, times in seen if 0 <= found <= at) for at in range(WAITED + 1)]
+        within = next((at for at in range(WAITED) if hits[at] >= 0.7 * number), WAITED)
+        text = f"sent data within {EDGES[within]} ms before {hits[within]:.0f} of {number:.0f} attempts"
+        if looks := sum(client.spoke):
+            text += f", at other times {sum(client.spoke[: within + 1]) / looks:.0%} of the time"
+        waited = round(sum(times for _, waits, times in seen if waits))
         return text + (f"; then waited on that connection after {waited}" if waited else "")
+
+
+def _faded(seconds: float) -> float:
+    return float(0.5 ** (max(0.0, seconds) / _HALF_LIFE))
 
 
 def _spoke(look: Look, at: float, jiffy: float) -> dict[str, int]:
@@ -246,32 +228,12 @@ def _spoke(look: Look, at: float, jiffy: float) -> dict[str, int]:
     for client, times in look.heard.items():
         ages = [(at - time) * 1000 for time in times]
         before = [age for age in ages if age >= -jiffy]
-        found[client] = _bin(min(before)) if before else _LATER
+        found[client] = bin_of(min(before)) if before else LATER
     return found
 
 
-def _bin(age: float) -> int:
-    return sum(age > edge for edge in _EDGES)
-
-
-def _gain(way: _Way, found: int, waited: bool | None, spoke: list[float], waits: list[float]) -> float:
-    """Give the logarithm of how much better this way explains one attempt than chance does."""
-    ratio = 0.0
-    if found != _ABSENT:
-        ratio = 1.0 if found == _LATER else way.spoke[found] / max(_RARE, spoke[found])
-        if way.waits is not None and waited is not None and found <= _WAITED:
-            ratio *= (way.waits if waited else 1 - way.waits) / max(_RARE, waits[waited])
-    return math.log(_STRAY + (1 - _STRAY) * ratio)
-
-
-def _shares(counts: list[float], prior: list[float]) -> list[float]:
-    """Give the shares, as if there had been `_POOL` more looks that shared out like the prior."""
-    whole = sum(counts) + _POOL
-    return [(count + _POOL * part) / whole for count, part in zip(counts, prior, strict=True)]
-
-
-def _fade(habits: _Habits, most: float) -> None:
-    if sum(habits.spoke) + habits.absent > most:
-        habits.spoke = [count / 2 for count in habits.spoke]
-        habits.absent /= 2
-        habits.waits = [count / 2 for count in habits.waits]
+def _halve(client: _Client, most: float) -> None:
+    """Let old looks count for less where there are enough."""
+    if sum(client.spoke) > most:
+        client.spoke = [count / 2 for count in client.spoke]
+        client.waits = [count / 2 for count in client.waits]

@@ -52,13 +52,13 @@ class Culprit:
     def home(self) -> tuple[object, ...]:
         """Where he is at home: what all his attempts share, also those of which the program is not known."""
         if self.source:
-            return (self.source, self.interface, self.container)
+            return (self.source, self.interface)
         return (self.uid, self.container, self.session, self.user_unit, self.unit)
 
     @property
     def key(self) -> tuple[object, ...]:
         """What attempts that are summed up together share."""
-        return (*self.home, self.program)
+        return (*self.home, self.container, self.program)
 
     def __str__(self) -> str:
         """Say it in a few words: `ss-server (shadowsocks.service, uid 998)`."""
@@ -72,8 +72,8 @@ class Culprit:
             return f"{about[0]} ({about[1]})"
         return f"{about[0]} (unit not known)" if about and not self.place else about[0] if about else "nobody known"
 
-    def fields(self) -> dict[str, object]:
-        """Give what a record holds of it; None and empty ones are left out when it is written."""
+    def lasting(self) -> dict[str, object]:
+        """Give what holds for all attempts of the same `key`; None and empty ones are left out when it is written."""
         return {
             "uid": self.uid,
             "user": self.user,
@@ -81,8 +81,15 @@ class Culprit:
             "user_unit": self.user_unit,
             "session": self.session,
             "container": self.container,
-            "cgroup": self.cgroup,
             "program": self.program,
+            "source": self.source,
+            "interface": self.interface,
+        }
+
+    def passing(self) -> dict[str, object]:
+        """Give what holds for one attempt alone."""
+        return {
+            "cgroup": self.cgroup,
             "pid": self.pid,
             "exe": self.exe,
             "cmdline": self.cmdline,

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nftguard.names import clean
 from nftguard.owners import owner
 
 if TYPE_CHECKING:
@@ -16,12 +17,12 @@ NET = Path("/sys/class/net")
 
 
 def unit_of(pid: int, command: str, proc: Path = PROC) -> str:
-    """Name the systemd unit of a process that ran as `command` a moment ago; empty where that cannot be told.
+    """Name the systemd unit of a process that ran as `command`, cleaned, a moment ago; empty where it cannot be told.
 
     The process may be gone and its id taken by another, so the command name must still fit.
     """
     try:
-        if (proc / f"{pid}/comm").read_text(encoding="utf-8", errors="replace").rstrip("\n") != command:
+        if clean((proc / f"{pid}/comm").read_bytes().rstrip(b"\n")) != command:
             return ""
         lines = (proc / f"{pid}/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -121,7 +121,7 @@ class _Journal:
 
     def __init__(self, sink: JournalSink) -> None:
         self._sink = sink
-        self._count = 0
+        self._count = 1
 
     def __call__(self, _logger: WrappedLogger, method: str, event: EventDict) -> str:
         name = str(event.pop("event"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from nftguard.bucket import Buckets
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from nftguard.culprit import Culprit
+    from nftguard.model import Counter
     from nftguard.nflog import Attempt
 
 WINDOW = 150.0
@@ -46,6 +48,13 @@ class Client(NamedTuple):
 NOBODY = Client()
 
 
+class Opened(NamedTuple):
+    """The account that a flow goes to, and whether it is to have a record of its own."""
+
+    account: int
+    record: bool
+
+
 class Total(NamedTuple):
     """What a counter counts."""
 
@@ -57,6 +66,7 @@ class Total(NamedTuple):
 class Account:
     """What was seen of one culprit at one counter since its last summary."""
 
+    number: int  # none has the same, of one process
     counter: str
     culprit: Culprit | None
     first: Moment
@@ -89,6 +99,7 @@ class Summary:
     recorded: int
     first: float
     last: float
+    account: int = 0  # 0: of no account
     client: Client = NOBODY  # the last one that was clear
     destination: str = ""
     among: tuple[str, ...] = ()
@@ -106,6 +117,7 @@ class Ledger:
         self._records = Buckets(total=(100, 1000), each=(10, 100))
         self._check_at: float | None = None
         self._since: dict[str, float] = {}  # counter to when all of it had been told
+        self._numbers = count(1)
 
     def repeat(self, attempt: Attempt, now: Moment) -> bool:
         """Take in the packet when it is one more of a known flow."""
@@ -119,8 +131,8 @@ class Ledger:
 
     def open(
         self, attempt: Attempt, counter: str, culprit: Culprit | None, now: Moment, client: Client = NOBODY
-    ) -> bool:
-        """Take in the first packet of a flow; tell whether it is to have a record of its own."""
+    ) -> Opened:
+        """Take in the first packet of a flow."""
         account = self._flow(attempt.flow, counter, culprit, attempt, now)
         account.attempts += 1
         account.client = client if client.address else account.client
@@ -128,7 +140,7 @@ class Ledger:
         account.destination = attempt.destination if same else ""
         record = self._records.take(culprit and culprit.key, now.monotonic)
         account.recorded += record
-        return record
+        return Opened(account.number, record)
 
     def _flow(
         self, key: tuple[object, ...], counter: str, culprit: Culprit | None, attempt: Attempt, now: Moment
@@ -148,7 +160,7 @@ class Ledger:
         if key not in self._accounts and len(self._accounts) >= ACCOUNTS:
             key, culprit = (counter, None), None
         if key not in self._accounts:
-            self._accounts[key] = Account(counter, culprit, now, now)
+            self._accounts[key] = Account(next(self._numbers), counter, culprit, now, now)
             end = now.monotonic + WINDOW
             self._check_at = min(self._check_at or end, end)
         return self._accounts[key]
@@ -157,9 +169,21 @@ class Ledger:
         """Give when, on the monotonic clock, `settle` may have something to tell; None while nothing is open."""
         return self._check_at
 
-    def open_counters(self) -> set[str]:
-        """Name the counters of which something is open."""
-        return {account.counter for account in self._accounts.values()}
+    def behind(self, counters: Mapping[str, Counter]) -> set[str]:
+        """Name those of the counters that need a look: of which something is open, or not everything was told."""
+        open_ = {account.counter for account in self._accounts.values()}
+        nothing = Total()
+        return open_ | {name for name, at in counters.items() if at.packets != self.told.get(name, nothing).packets}
+
+    def begin(self, totals: Mapping[str, Total]) -> None:
+        """Take what was counted before anybody kept sums for told."""
+        self.told |= {name: total for name, total in totals.items() if name not in self.told}
+
+    def forget(self, counters: Iterable[str]) -> None:
+        """Forget what was told of counters that there are no more: all but these."""
+        kept = set(counters) | {account.counter for account in self._accounts.values()}
+        self.told = {name: total for name, total in self.told.items() if name in kept}
+        self._since = {name: since for name, since in self._since.items() if name in kept}
 
     def settle(self, totals: Mapping[str, Total], now: Moment, *, every: bool = False) -> list[Summary]:
         """Sum up what has ended, or with `every` all there is.
@@ -178,9 +202,14 @@ class Ledger:
         for key, _ in ended:
             del self._accounts[key]
         self._check_at = min((account.end() for account in self._accounts.values()), default=None)
-        touched = {account.counter for _, account in ended} | (totals.keys() - self.open_counters())
+        seen: dict[str, Total] = {}
+        for account in self._accounts.values():
+            packets, size = seen.get(account.counter, Total())
+            seen[account.counter] = Total(packets + account.packets, size + account.bytes)
+        touched = {account.counter for _, account in ended} | (totals.keys() - seen.keys())
         for counter in sorted(touched & totals.keys()):
-            summaries += self._rest(counter, totals[counter], tuple(among.get(counter, ())[:_AMONG]), now)
+            names = tuple(among.get(counter, ())[:_AMONG])
+            summaries += self._rest(counter, totals[counter], seen.get(counter), names, now)
         return summaries
 
     def _close(self, account: Account) -> Summary:
@@ -195,20 +224,25 @@ class Ledger:
             account.recorded,
             account.first.wall,
             account.last.wall,
+            account.number,
             account.client,
             account.destination or "",
         )
 
-    def _rest(self, counter: str, total: Total, among: tuple[str, ...], now: Moment) -> Iterable[Summary]:
-        """Sum up what a counter has counted and nobody saw: what the kernel did not log, and what opens nothing."""
+    def _rest(
+        self, counter: str, total: Total, seen: Total | None, among: tuple[str, ...], now: Moment
+    ) -> Iterable[Summary]:
+        """Sum up what a counter has counted and nobody saw: what the kernel did not log, and what opens nothing.
+
+        `seen` is what was seen and is still to be told.
+        """
         told = self.told.get(counter, Total())
-        seen = [account for account in self._accounts.values() if account.counter == counter]
-        packets = total.packets - told.packets - sum(account.packets for account in seen)
-        size = total.bytes - told.bytes - sum(account.bytes for account in seen)
+        packets = total.packets - told.packets - (seen.packets if seen else 0)
+        size = total.bytes - told.bytes - (seen.bytes if seen else 0)
         first = self._since.get(counter, now.wall)
         self._since[counter] = now.wall
         if packets > 0:
             self.told[counter] = Total(told.packets + packets, told.bytes + max(0, size))
             yield Summary(counter, None, packets, max(0, size), 0, 0, first, now.wall, among=among)
-        elif not seen and packets < 0:
+        elif seen is None and packets < 0:
             self.told[counter] = total  # it was set back

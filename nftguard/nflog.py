@@ -64,7 +64,7 @@ class Attempt:
     @property
     def flow(self) -> tuple[object, ...]:
         """What the repeats of a packet share, and another attempt does not."""
-        mark = self.sequence if self.protocol is Protocol.TCP else 0
+        mark = self.sequence if self.protocol is Protocol.TCP else self.uid
         return (self.block, self.hook, self.protocol, self.source, self.source_port, self.destination, self.port, mark)
 
 

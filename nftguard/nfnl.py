@@ -27,6 +27,7 @@ _LIST_ELEM, _ELEM_KEY, _DATA_VALUE = 1, 1, 1
 _FLAGS = {1: "dormant", 2: "owner", 4: "persist"} | {1 << bit: f"bit {bit}" for bit in range(3, 32)}
 
 _BUFFER = 1 << 20  # a dump's replies, and those to a batch of questions
+_QUESTIONS = 512  # of 84 bytes: a message must fit into half of the send buffer, 208 KiB by default
 _NAME = TABLE.encode() + b"\0"
 
 
@@ -87,17 +88,17 @@ class Nfnl:
         return None
 
     def holds(self, name: str, keys: Iterable[bytes]) -> set[bytes]:
-        """Tell which of these keys are in the set `name`: one question each, all in one system call."""
-        asked = b"".join(
+        """Tell which of these keys are in the set `name`: one question each, many in one system call."""
+        asked = [
             self._message(_GETSETELEM, _elements(name) + netlink.attribute(_LIST_ELEMENTS, _element(key)), 0)
             for key in keys
-        )
+        ]
         found: set[bytes] = set()
-        if asked:
+        for at in range(0, len(asked), _QUESTIONS):
             try:
-                self._socket.send(asked)
+                self._socket.send(b"".join(asked[at : at + _QUESTIONS]))
             except OSError:
-                return found
+                break
             found.update(self._listed())
         return found
 

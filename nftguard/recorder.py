@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nftguard import alert, bootscript, policy, state
+from nftguard import alert, bootscript, policy, state, telling
 from nftguard.alert import Alert
 from nftguard.attribution import Attribution, Finding
 from nftguard.errors import UnavailableError
 from nftguard.journal import log
-from nftguard.ledger import NOBODY, Client, Ledger, Moment, Summary, Total
-from nftguard.model import Hook
+from nftguard.ledger import NOBODY, Client, Ledger, Moment, Total
 from nftguard.nflog import Reader
 
 if TYPE_CHECKING:
     from nftguard.bulletin import Bulletin
-    from nftguard.clients import Suspicion
     from nftguard.nflog import Attempt
     from nftguard.nfnl import Nfnl
 
 _DRAIN = 16  # batches of packets that are read before sums are drawn: what was counted by then is to be seen by then
+_ASKED = 1000  # counters asked for at a time, some 10 µs each
+_MANY = 64  # attempts that were read at once
 _CHECK_EVERY = 60.0  # seconds between two looks at what was counted and not seen
 _NAME = "ledger.json"
 
@@ -70,9 +71,11 @@ class Recorder:
         for attempt in attempts:
             if attempt.flow in first:
                 repeats.append(attempt)
-            elif not self._ledger.repeat(attempt, now):
+            elif not self._ledger.repeat(attempt, now) and self._counter(attempt):
                 first[attempt.flow] = attempt
-        for attempt, finding in zip(first.values(), self.attribution.explain([*first.values()]), strict=True):
+        # Where many wait, the first of them are not of this moment.
+        findings = self.attribution.explain([*first.values()], fresh=len(attempts) < _MANY)
+        for attempt, finding in zip(first.values(), findings, strict=True):
             self._open(attempt, finding, now)
         for attempt in repeats:
             self._ledger.repeat(attempt, now)
@@ -80,16 +83,19 @@ class Recorder:
             self._bulletin.lost(lost)
         return len(attempts)
 
-    def _open(self, attempt: Attempt, finding: Finding, now: Moment) -> None:
+    def _counter(self, attempt: Attempt) -> str:
+        """Name the counter that counted it; empty where another program logs to our group, or the block is gone."""
         where = (attempt.block, attempt.hook, attempt.protocol, attempt.port)
-        counter = policy.counter_of(self._bulletin.desired, *where)
-        if not counter:
-            return  # another program logs to our group, or the block is gone by now
-        recorded = self._ledger.open(attempt, counter, finding.culprit, now, _named(finding.suspicion))
-        fields = _fields(attempt, finding, now)
-        what, by = _what(attempt), f"{finding.culprit}{_client(finding.suspicion)}"
+        return policy.counter_of(self._bulletin.desired, *where)
+
+    def _open(self, attempt: Attempt, finding: Finding, now: Moment) -> None:
+        counter, suspicion = self._counter(attempt), finding.suspicion
+        client = Client(suspicion.client, suspicion.confidence) if suspicion and suspicion.clear else NOBODY
+        account, record = self._ledger.open(attempt, counter, finding.culprit, now, client)
+        fields = telling.attempt_fields(attempt, finding, account, now)
+        what, by = telling.what(attempt), telling.by(finding)
         self._bulletin.attempted(counter, what, by)
-        if recorded:
+        if record:
             log().info("blocked", **fields, what=what, by=by)
         if self._alert.new(finding.culprit, fields, now):
             log().warning("culprit", **fields, what=what, by=by)
@@ -111,6 +117,7 @@ class Recorder:
         if (at := self._alert.due()) is not None and at <= now:
             try:
                 self._alert.tell(now)
+                self._save()
             except OSError as error:
                 self._bulletin.complain(Path(bootscript.run_dir()) / alert.NAME, error)
 
@@ -118,18 +125,19 @@ class Recorder:
         """Sum up what has ended, or all there is; also what the counters have counted and nobody saw."""
         if not self.reader:
             return
-        # Of the many counters those that are of interest: what is open, and what the last pass saw rise.
-        names = self._ledger.open_counters() | self._bulletin.risen(self._ledger.told)
-        totals = {name: Total(*found) for name in names if (found := self._nfnl.counter(name))}
+        names = self._ledger.behind(self._bulletin.counters)
+        asked = names if every else islice(names, _ASKED)
+        totals = {name: Total(*found) for name in asked if (found := self._nfnl.counter(name))}
+        if not self._begun:
+            self._begun = True
+            self._ledger.begin(totals)
         if all(self.read() for _ in range(_DRAIN)):
             totals = {}  # what still waits was counted, and will be seen: it must not be told twice
-        if not self._begun:  # what was counted before anybody kept sums is nobody's
-            self._begun = True
-            self._ledger.told |= totals
         summaries = self._ledger.settle(totals, Moment(time.monotonic(), time.time()), every=every)
         for summary in summaries:
-            log().info("blocked_summary", **_summary_fields(summary))
+            log().info("blocked_summary", **telling.summary_fields(summary))
         if summaries:
+            self._ledger.forget(self._bulletin.counters)
             self._save()
 
     def _save(self) -> None:
@@ -165,81 +173,3 @@ def _load(path: Path) -> tuple[dict[str, Total], dict[str, float], bool]:
         return told, {str(key): float(at) for key, at in found["culprits"].items()}, True
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}, {}, False
-
-
-def _what(attempt: Attempt) -> str:
-    way = {Hook.OUTPUT: "", Hook.FORWARD: "forwarded ", Hook.INPUT: "incoming "}[attempt.hook]
-    host = f"[{attempt.destination}]" if ":" in attempt.destination else attempt.destination
-    return f"{way}{attempt.protocol} {host}:{attempt.port}"
-
-
-def _named(suspicion: Suspicion | None) -> Client:
-    if suspicion is None or suspicion.word == "not clear":
-        return NOBODY
-    return Client(suspicion.client, suspicion.confidence)
-
-
-def _client(suspicion: Suspicion | None) -> str:
-    if suspicion is None:
-        return ""
-    if suspicion.word == "not clear":
-        return "; for which of its clients is not clear"
-    return f"; {suspicion.word} for its client {suspicion.client}"
-
-
-def _fields(attempt: Attempt, finding: Finding, now: Moment) -> dict[str, object]:
-    suspicion = finding.suspicion
-    at = round(now.wall * 1e6)
-    return {
-        "block": attempt.block,
-        "hook": attempt.hook.value,
-        "protocol": attempt.protocol.value,
-        "source": attempt.source,
-        "source_port": attempt.source_port,
-        "destination": attempt.destination,
-        "port": attempt.port,
-        "interface": attempt.outbound if attempt.hook is Hook.OUTPUT else attempt.inbound,
-        "gid": attempt.gid,
-        **finding.culprit.fields(),
-        "client": suspicion.client if suspicion else None,
-        "client_confidence": f"{suspicion.confidence:.2f}" if suspicion else None,
-        "client_basis": suspicion.basis if suspicion else None,
-        "clients": " ".join(f"{client}={share:.2f}" for client, share in suspicion.ranked) if suspicion else None,
-        "first": at,
-        "last": at,
-    }
-
-
-def _summary_fields(summary: Summary) -> dict[str, object]:
-    key = policy.counter_key(summary.counter)
-    assert key  # noqa: S101 - it is a name that policy made
-    block, hook, protocol, ports = key
-    culprit = summary.culprit
-    who = {} if culprit is None else culprit.fields() | {"source": culprit.source, "interface": culprit.interface}
-    packets = f"{summary.packets:,} packet{'s' if summary.packets > 1 else ''}"
-    if summary.attempts or culprit:
-        attempts = f"{summary.attempts:,} attempt{'s' if summary.attempts != 1 else ''}"
-        text = f"{attempts}, {packets} to {protocol} {ports} on {hook} from {culprit or 'others'}"
-        text += f"; {summary.attempts - summary.recorded:,} without a record of their own" * (
-            summary.attempts > summary.recorded
-        )
-    else:
-        text = f"{packets} more to {protocol} {ports} on {hook} were counted and not seen one by one"
-        text += f"; seen meanwhile: {', '.join(summary.among)}" if summary.among else ""
-    return {
-        "block": block,
-        "hook": hook.value,
-        "protocol": protocol.value,
-        "port": str(ports),
-        "packets": summary.packets,
-        "bytes": summary.bytes,
-        "attempts": summary.attempts,
-        "recorded": summary.recorded,
-        "first": round(summary.first * 1e6),
-        "last": round(summary.last * 1e6),
-        "client": summary.client.address,
-        "client_confidence": f"{summary.client.confidence:.2f}" if summary.client.address else None,
-        "destination": summary.destination,
-        **who,
-        "text": text,
-    }

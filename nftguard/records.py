@@ -38,9 +38,10 @@ _PREFIX = "NFTGUARD_"
 _LONGEST = 8192  # characters of a value; the daemon writes none that is longer
 _NUMBER = re.compile(r"-?[0-9]{1,20}", re.ASCII)
 _FRACTION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
+_TIMES = {"FIRST", "LAST"}  # microseconds since the epoch
 _FRACTIONS = {"CLIENT_CONFIDENCE", "INTERVAL"}
 _NUMBERS = {
-    *("SOURCE_PORT", "PORT", "UID", "GID", "PID", "PACKETS", "BYTES", "ATTEMPTS", "RECORDED", "FIRST", "LAST"),
+    *("SOURCE_PORT", "PORT", "UID", "GID", "PID", "PACKETS", "BYTES", "ATTEMPTS", "RECORDED", "ACCOUNT"),
     *("RECORD", "LOST", "DROPPED", "REPAIRS", "DIFFERENCES", "GAP_USEC", "RETRY"),
 }
 
@@ -92,13 +93,15 @@ class Record:
         return float(text) if _FRACTION.fullmatch(text) else 0.0
 
     def document(self) -> dict[str, object]:
-        """Give all of it for a machine: our fields in lower case, numbers as numbers, `at` and `message`."""
+        """Give all of it for a machine: our fields in lower case, numbers as numbers, times in seconds."""
         found: dict[str, object] = {"at": self.at, "message": self.message}
         for field in sorted(self.raw):
             if field.startswith(_PREFIX):
                 name = field.removeprefix(_PREFIX)
                 text = self.text(name)
-                if name in _NUMBERS and _NUMBER.fullmatch(text):  # PORT may be a range
+                if name in _TIMES and _NUMBER.fullmatch(text):
+                    found[name.lower()] = int(text) / 1e6
+                elif name in _NUMBERS and _NUMBER.fullmatch(text):  # PORT may be a range
                     found[name.lower()] = int(text)
                 elif name in _FRACTIONS and _FRACTION.fullmatch(text):
                     found[name.lower()] = float(text)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import time
 import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nftguard.clients import LIKELY
 from nftguard.names import shown
 from nftguard.row import Row
 
@@ -19,12 +19,9 @@ TOP = 20
 WIDTH = 80
 _SETTLED = 660.0  # seconds after which an attempt is no longer open: the daemon sums up after 600 at the latest
 _ACCOUNTS = 4096  # more than the daemon has open
-_PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
-_LIKELY = 0.8  # below it the record's sentence says that it is not clear
 _UNKNOWN = "not known"
 _OTHERS = "others, too many to tell apart"
 _TOLD_APART = 20000  # rows: addresses can be forged, a million of them an hour
-_CULPRIT = ("UID", "USER", "UNIT", "USER_UNIT", "CONTAINER", "SESSION", "PROGRAM", "SOURCE", "CLIENT")
 
 
 @dataclass(slots=True)
@@ -78,7 +75,7 @@ class Report:
             row.clients.add(client)
             if client in row.clients.counts:
                 row.confidence[client] = min(1.0, record.fraction("CLIENT_CONFIDENCE"))
-        account = (record.number("PORT"), *_account(record))
+        account = _account(record)
         self._open[account] = (self._open.get(account, (0, 0.0))[0] + 1, record.at)
         # Some are never summed up by themselves: the daemon ended, or was flooded.
         if len(self._open) > self._most_open:
@@ -86,9 +83,9 @@ class Report:
             self._most_open = max(_ACCOUNTS, 2 * len(self._open))
 
     def _summary(self, record: Record) -> None:
-        self._close(record)
+        self._open.pop(_account(record), None)
         packets, folded = record.number("PACKETS"), record.number("ATTEMPTS") - record.number("RECORDED")
-        if not record.number("ATTEMPTS") and not any(map(record.text, _CULPRIT)):
+        if not record.number("ACCOUNT"):
             self.unseen += packets
             return
         row = self._row(record)
@@ -96,12 +93,6 @@ class Report:
         row.attempts += max(0, folded)
         row.places.add(_place(record), max(0, folded))
         row.span(*(max(self.since, _time(record, name)) for name in ("FIRST", "LAST")))
-
-    def _close(self, record: Record) -> None:
-        if found := _PORTS.fullmatch(record.text("PORT")):  # one, or a range with one counter
-            account = _account(record)
-            for port in range(int(found[1]), int(found[2] or found[1]) + 1):
-                self._open.pop((port, *account), None)
 
     def _row(self, record: Record) -> Row:
         name = self._name(record)
@@ -247,14 +238,12 @@ def _user(record: Record) -> str:
 
 def _client(record: Record) -> str:
     """Name the client that is suspected, where that is likely: whom a record calls "not clear" is not accused here."""
-    return record.text("CLIENT") if record.fraction("CLIENT_CONFIDENCE") >= _LIKELY else ""
+    return record.text("CLIENT") if record.fraction("CLIENT_CONFIDENCE") >= LIKELY else ""
 
 
-def _account(record: Record) -> tuple[str, ...]:
-    """Tell what the daemon sums up together: the attempts of one culprit at one counter."""
-    names = ["BLOCK", "HOOK", "PROTOCOL", "CONTAINER"]
-    names += ["UID", "SESSION", "USER_UNIT", "UNIT", "PROGRAM"] if record.text("HOOK") == "output" else ["SOURCE"]
-    return (*record.process, *map(record.text, names))
+def _account(record: Record) -> tuple[object, ...]:
+    """Tell what the daemon sums up together: by its number for the account, of that process."""
+    return (*record.process, record.number("ACCOUNT"))
 
 
 def _time(record: Record, name: str) -> float:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from nftguard import netlink
 from nftguard.model import TABLE
+from nftguard.names import clean
 
 _BATCH = 512  # datagrams read at a time, so that a storm of events never keeps the loop from its watchdog
 
@@ -74,9 +75,8 @@ def _names_ours(body: bytes) -> bool:
 def _change(body: bytes) -> Change:
     found = dict(netlink.attributes(body, netlink.NFGENMSG))
     pid = found.get(_NFTA_GEN_PROC_PID, b"")
-    name = found.get(_NFTA_GEN_PROC_NAME, b"").rstrip(b"\0").decode(errors="replace")
-    command = "".join(letter if letter.isprintable() else "?" for letter in name)  # any program picks its own name
-    return Change(time.monotonic(), struct.unpack("!I", pid)[0] if len(pid) == 4 else 0, command)
+    command = found.get(_NFTA_GEN_PROC_NAME, b"").rstrip(b"\0")
+    return Change(time.monotonic(), struct.unpack("!I", pid)[0] if len(pid) == 4 else 0, clean(command))
 
 
 class NetworkWatch:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import random
 import socket
 import struct
@@ -95,7 +96,7 @@ def check(attempt: nflog.Attempt, found: dict[int, bytes]) -> None:
     packet = found[9]
     assert attempt.hook == HOOKS[found[1][2]]
     assert attempt.block == found.get(10, b"").rstrip(b"\0").decode()
-    assert attempt.uid == (int.from_bytes(found[11]) if 11 in found else None)
+    assert (attempt.uid, attempt.gid) == tuple(int.from_bytes(found[at]) if at in found else None for at in (11, 14))
     if packet[0] >> 4 == 4:
         family, ends, header, number = socket.AF_INET, (12, 16, 20), (packet[0] & 15) * 4, packet[9]
         size = int.from_bytes(packet[2:4])
@@ -134,7 +135,9 @@ def sock_diag_message(data: bytes) -> None:
         assert found.uid == int.from_bytes(body[64:68], sys.byteorder)
         assert found.cookie == int.from_bytes(body[44:52], sys.byteorder)
         assert body[8:24].startswith(found.local) or body[8:24].endswith(found.local)
-        assert 0 <= found.cgroup < 1 << 64
+        assert found.state == body[1]
+        assert not found.cgroup or found.cgroup.to_bytes(8, sys.byteorder) in body[72:]
+        assert found.info in body[72:]
 
 
 def ruleset_message(data: bytes) -> None:
@@ -142,13 +145,13 @@ def ruleset_message(data: bytes) -> None:
     quiet._touched = True  # as after a message that named our table
     for change in quiet._changes(data):
         assert change.command.isprintable()
-        assert 0 <= change.pid < 1 << 32
+        assert not change.pid or change.pid.to_bytes(4) in data
 
 
 def inotify_events(data: bytes) -> None:
     for watched, _, name in cgroups._events(data):
-        assert isinstance(watched, int)
-        assert "\0" not in name
+        assert watched.to_bytes(4, sys.byteorder, signed=True) in data
+        assert os.fsencode(name) in data
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {

@@ -19,8 +19,8 @@ _numbers = itertools.count()
 
 @contextlib.contextmanager
 def group() -> Iterator[Path]:
-    """Make a control group; at the end, kill what is in it and below, and remove it."""
-    path = cgroups.mounted() / f"nftguard-test-{os.getpid()}-{next(_numbers)}"
+    """Make a control group, as for a slice of systemd's; at the end, kill what is in it and below, and remove it."""
+    path = cgroups.mounted() / f"nftguard-test-{os.getpid()}-{next(_numbers)}.slice"
     path.mkdir()
     try:
         yield path

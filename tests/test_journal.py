@@ -96,7 +96,7 @@ def test_a_record_has_its_fields(tmp_path: Path, journald: socket.socket) -> Non
         "SYSLOG_IDENTIFIER": "nftguard",
         "MESSAGE_ID": EVENTS["repaired"].message_id,
         "NFTGUARD_EVENT": "repaired",
-        "NFTGUARD_RECORD": "0",
+        "NFTGUARD_RECORD": "1",
         "NFTGUARD_FOUND": "x",
         "NFTGUARD_HOW": "changed by nft",
         "NFTGUARD_PID": "5",

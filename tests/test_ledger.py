@@ -27,7 +27,7 @@ def moment(seconds: float) -> Moment:
 def send(ledger: Ledger, attempt: Attempt, seconds: float, culprit: Culprit | None = SSH, counter: str = AT) -> bool:
     """Take in one packet; tell whether it had a record."""
     now = moment(seconds)
-    return not ledger.repeat(attempt, now) and ledger.open(attempt, counter, culprit, now)
+    return not ledger.repeat(attempt, now) and ledger.open(attempt, counter, culprit, now).record
 
 
 def test_the_packets_of_one_connect_are_one_attempt() -> None:
@@ -37,7 +37,7 @@ def test_the_packets_of_one_connect_are_one_attempt() -> None:
     assert [send(ledger, SYN, at) for at in times] == [True] + [False] * 11
     assert ledger.settle({AT: Total(12, 720)}, moment(130 + WINDOW - 1)) == []
     (found,) = ledger.settle({AT: Total(12, 720)}, moment(130 + WINDOW))
-    assert found == Summary(AT, SSH, 12, 720, 1, 1, first=1_000_000, last=1_000_130, destination="10.0.0.2")
+    assert found == Summary(AT, SSH, 12, 720, 1, 1, first=1_000_000, last=1_000_130, account=1, destination="10.0.0.2")
     assert ledger.due() is None
 
 

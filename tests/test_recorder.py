@@ -202,7 +202,7 @@ def test_sums_are_the_counters_whatever_was_logged(witness: Witness, slice_: Pat
     witness.recorder.settle(every=True)
     summaries = [record for record in witness.records if record["event"] == "blocked_summary"]
     assert {name: sum(one["packets"] for one in summaries if one["port"] == name) for name in counted} == counted
-    mine = [one for one in summaries if one.get("cgroup", "").endswith("two.service") and one["port"] == "25"]
+    mine = [one for one in summaries if one.get("unit") == "two.service" and one["port"] == "25"]
     assert [one["attempts"] > one["recorded"] > 0 for one in mine] == [True], "most of a flood has no record of its own"
     told = json.loads((folders / "state/ledger.json").read_text())["told"]
     assert told["mail.output.tcp.25"][0] == counted["25"], "it is kept, so that the next process goes on from there"
@@ -224,7 +224,9 @@ def test_an_attempt_is_summed_up_once_its_window_has_ended(
     (summary,) = witness.events("blocked_summary")
     assert (summary["packets"], summary["attempts"], summary["recorded"]) == (1, 1, 1)
     assert summary["first"] == first["first"]
-    assert summary["cgroup"] == first["cgroup"]
+    assert summary["unit"] == first["unit"] == "one.service"
+    assert summary["account"] == first["account"]
+    assert "pid" not in summary, "that was of one attempt, and may be another's by now"
 
 
 def test_a_new_culprit_is_told_once(witness: Witness, slice_: Path, folders: Path) -> None:

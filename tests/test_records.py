@@ -54,7 +54,7 @@ def test_numbers_are_numbers_and_names_that_look_like_numbers_are_not() -> None:
         "at": 1_790_000_000.5,
         "message": "blocked",
         "client_confidence": 0.93,
-        "first": 1_790_000_000_000_000,
+        "first": 1_790_000_000.0,
         "port": 25,
         "program": "1e3",
         "unit": "25",

@@ -13,8 +13,8 @@ import nftguard
 
 SOURCES = Path(nftguard.__file__).parent
 PURE = (
-    "bucket", "clients", "culprit", "ledger", "model", "names", "nftexpr", "nftjson", "nftscript", "pace", "plan",
-    "policy", "ports", "report", "row", "status",
+    "bucket", "clients", "culprit", "ledger", "model", "names", "nftexpr", "nftjson", "nftscript", "odds", "pace",
+    "plan", "policy", "ports", "report", "row", "status", "telling",
 )  # fmt: skip
 IO = {
     "asyncio",

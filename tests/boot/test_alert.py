@@ -71,6 +71,7 @@ def calls(machine: Machine) -> int:
     return len(machine.journal(message, "UNIT=nftguard-alert.service"))
 
 
+@pytest.mark.long
 def test_a_new_culprit_is_told_once_with_the_fields_of_his_attempt(telling: Machine) -> None:
     """Who is new within the minute is told later: two are told together, and not forgotten over a restart."""
     attempt(telling, "first", "198.51.100.1")

@@ -227,6 +227,7 @@ def test_while_journald_is_not_there_records_wait_for_it(scene: Scene) -> None:
     nothing_is_lost(scene, made)
 
 
+@pytest.mark.long
 def test_a_restart_of_journald_loses_nothing(scene: Scene) -> None:
     """Nor does its death."""
     made = 0
@@ -240,6 +241,7 @@ def test_a_restart_of_journald_loses_nothing(scene: Scene) -> None:
     nothing_is_lost(scene, made)
 
 
+@pytest.mark.long
 def test_what_a_stalled_journald_does_not_take_is_kept_and_beyond_that_counted(scene: Scene) -> None:
     machine = scene.machine
     machine.run(["systemctl", "kill", "--signal=STOP", "systemd-journald"])
@@ -270,6 +272,7 @@ def test_what_a_stalled_journald_does_not_take_is_kept_and_beyond_that_counted(s
     assert told.blocked + told.unrecorded + told.attempts_lost + told.dropped - others == made
 
 
+@pytest.mark.long
 def test_a_stop_while_journald_is_stalled_says_what_it_gives_up(scene: Scene) -> None:
     machine = scene.machine
     machine.run(["systemctl", "kill", "--signal=STOP", "systemd-journald"])
@@ -316,6 +319,7 @@ def test_what_journald_drops_because_of_its_limit_is_missing_in_the_report(scene
     assert told.blocked + told.unrecorded + told.missing - others == made
 
 
+@pytest.mark.long
 def test_what_a_full_journal_cannot_hold_is_missing_in_the_report(scene: Scene) -> None:
     machine = scene.machine
     machine.run(["mkdir", "-p", "/run/log/journal"])
