@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import struct
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from nftguard import policy, processes, sockdiag
-from nftguard.bucket import Buckets
+from nftguard.bucket import Allowance, Buckets
 from nftguard.cgroups import Tree, mounted
 from nftguard.culprit import Culprit
 from nftguard.errors import UnavailableError
@@ -24,7 +25,7 @@ from nftguard.proxies import Proxies
 from nftguard.users import Users
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Hashable, Iterable, Iterator
 
     from nftguard.clients import Suspicion
     from nftguard.nflog import Attempt
@@ -51,7 +52,9 @@ class Attribution:
         self._nfnl = nfnl
         self._users = Users()
         self._proxies = Proxies()
+        # What costs more than a question or two: how often, for whom, and how much of the time that repairs need, too.
         self._budget = Buckets(total=(100, 200), each=(20, 40))
+        self._time = Allowance(share=0.1, burst=0.02)
         self._recent: dict[int, list[int]] = {}  # user id to control groups, the last one first
         self._list_at = 0.0
         self._tree: Tree | None = None
@@ -101,36 +104,43 @@ class Attribution:
         return [
             self._local(attempt, noted.get(_mark(attempt), 0), now, fresh)
             if attempt.hook is Hook.OUTPUT
-            else self._passing(attempt, now)
+            else self._passing(attempt)
             for attempt in attempts
         ]
 
-    def _passing(self, attempt: Attempt, now: float) -> Finding:
+    def _passing(self, attempt: Attempt) -> Finding:
         """Tell who made an attempt that came in by an interface: sources can be made up without end."""
-        if self._budget.take((attempt.inbound, attempt.source), now):
-            return Finding(self._guests.culprit(attempt))
+        with self._allowed((attempt.inbound, attempt.source)) as thorough:
+            if thorough:
+                return Finding(self._guests.culprit(attempt))
         return Finding(Culprit(source=attempt.source, interface=attempt.inbound))
+
+    @contextmanager
+    def _allowed(self, key: Hashable) -> Iterator[bool]:
+        """Whether there is time to look closely; what it takes is counted."""
+        began = time.monotonic()
+        yield self._time.left(began) and self._budget.take(key, began)
+        self._time.spend(time.monotonic() - began)
 
     def _local(self, attempt: Attempt, cgroup: int, now: float, fresh: bool) -> Finding:
         # At first, where it can be: what there is to be seen of a program's clients fades within milliseconds.
         suspicion = self._proxies.attempted(cgroup, now) if fresh and cgroup else None
         known_by = "kernel" if cgroup else ""
-        thorough = self._budget.take((attempt.uid, cgroup), now)
-        sock = sockdiag.find(attempt) if thorough else None
-        if sock and not cgroup:
-            cgroup, known_by = sock.cgroup, "socket" if sock.cgroup else ""
-            suspicion = self._proxies.attempted(cgroup, now) if fresh and cgroup else None
-        elif sock and sock.cgroup != cgroup:
-            sock = None  # another's, with the same addresses and ports
-        path = self._tree.path(cgroup) if self._tree and cgroup else ""
-        owns = owner(path)
         program: processes.Program | None = None
-        group = processes.Group()
-        if thorough and path and self._tree:
-            group = processes.of(self._tree.directory(path))
-            program = self._program(attempt, group, sock)
-        process = program.process if program else None
-        details = processes.details(process) if process else processes.Details()
+        details, group = processes.Details(), processes.Group()
+        with self._allowed((attempt.uid, cgroup)) as thorough:
+            sock = sockdiag.find(attempt) if thorough else None
+            if sock and not cgroup:
+                cgroup, known_by = sock.cgroup, "socket" if sock.cgroup else ""
+                suspicion = self._proxies.attempted(cgroup, now) if fresh and cgroup else None
+            elif sock and sock.cgroup != cgroup:
+                sock = None  # another's, with the same addresses and ports
+            path = self._tree.path(cgroup) if self._tree and cgroup else ""
+            if thorough and path and self._tree:
+                group = processes.of(self._tree.directory(path))
+                program = self._program(attempt, group, sock)
+                details = processes.details(program.process) if program and program.process else details
+        owns = owner(path)
         culprit = Culprit(
             uid=attempt.uid,
             user=self._users.name(attempt.uid) if attempt.uid is not None else "",
@@ -140,7 +150,7 @@ class Attribution:
             session=owns.session,
             container=owns.container,
             program=program.name if program else "",
-            pid=process.pid if process else None,
+            pid=program.process.pid if program and program.process else None,
             exe=details.exe,
             cmdline=details.cmdline,
             parent=details.parent,
@@ -159,8 +169,9 @@ class Attribution:
             again = sockdiag.find(attempt)
             return again is not None and again.cookie == sock.cookie
 
-        exact = processes.holder(group, sock.inode) if self.exact else None
-        return exact or processes.certain(group, attempt.uid, still_open)
+        if self.exact:
+            return processes.holder(group, sock.inode)
+        return processes.certain(group, attempt.uid, still_open)
 
     def _noted(self, attempts: list[Attempt]) -> dict[bytes, int]:
         """Ask the kernel which control groups it noted with these packets: their marks to the groups' ids.

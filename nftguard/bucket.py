@@ -27,6 +27,26 @@ class Bucket:
         return True
 
 
+class Allowance:
+    """A share of the time, some of it at once: for what takes nobody knows how long."""
+
+    def __init__(self, share: float, burst: float) -> None:
+        """Allow `share` of each second, and `burst` seconds at once."""
+        self._share, self._burst = share, burst
+        self._credit = burst
+        self._at = 0.0
+
+    def left(self, now: float) -> bool:
+        """Whether there is some left."""
+        self._credit = min(self._burst, self._credit + max(0.0, now - self._at) * self._share)
+        self._at = now
+        return self._credit > 0
+
+    def spend(self, seconds: float) -> None:
+        """Take what was used; it may be more than was left."""
+        self._credit -= seconds
+
+
 class Buckets:
     """A bucket in all, and one of its own for each key, so that one who takes many leaves some for the others."""
 

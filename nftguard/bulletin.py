@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nftguard import bootscript, hostinfo, notify, state, status
+from nftguard import bootscript, hostinfo, notify, policy, state, status
 from nftguard.errors import ConfigError, NftguardError
 from nftguard.journal import log, log_problems
 from nftguard.model import Counter, Hook, Table
@@ -41,12 +41,15 @@ class Bulletin:
         """Records that journald did not take in time."""
         self.counters: dict[str, Counter] = {}
         """The counters as they were last seen."""
+        self._gone: dict[str, Counter] = {}
+        self._anew: dict[str, Counter] = {}
         self._seen: dict[str, float] = {}
         self._attempts = 0
         self._lost = self._lost_told = 0
         self._last = ""
         self._last_at = 0.0
         self._told = ""
+        self._tell_every = TELL_EVERY
         self._warned: tuple[str, ...] = ()
         self._repairs = 0
         self.passes = 0
@@ -58,6 +61,11 @@ class Bulletin:
         """Take over what a pass made sure of, and the counters that it saw."""
         self.desired = desired
         self.standing = Standing(State.DEGRADED if self.refused else State.PROTECTED, self.refused)
+        live = outcome.live.counters if outcome.live else {}
+        self._gone |= {
+            name: at for name, at in live.items() if name not in desired.counters and policy.counter_key(name)
+        }
+        self._anew |= {name: at for name, at in desired.counters.items() if name not in live}
         self.count(outcome.live or desired)
 
     def count(self, live: Table) -> None:
@@ -133,13 +141,22 @@ class Bulletin:
         self._seen[counter] = self._last_at = time.time()
         self._last = f"{what} from {by}"
         if self.tell_at is None:
-            self.tell_at = time.monotonic() + TELL_EVERY
+            self.tell_at = time.monotonic() + self._tell_every
 
     def lost(self, count: int) -> None:
         """Take in that attempts could not be told one by one."""
         self._lost += count
         if self.tell_at is None:
-            self.tell_at = time.monotonic() + TELL_EVERY
+            self.tell_at = time.monotonic() + self._tell_every
+
+    def news(self) -> tuple[dict[str, Counter], dict[str, Counter]]:
+        """Give the counters that are gone, as they were in the end, and those made anew, with what they began with.
+
+        Each is given once.
+        """
+        news = self._gone, self._anew
+        self._gone, self._anew = {}, {}
+        return news
 
     def tell_lost(self) -> None:
         """Record how many were lost since that was last told."""
@@ -168,6 +185,7 @@ class Bulletin:
 
     def tell(self) -> None:
         """Tell systemd, and those who may not ask the kernel."""
+        began = time.monotonic()
         self.tell_at = None
         self.tell_lost()
         if (sentence := self.sentence()) != self._told:  # systemd's socket is not for chatter: a full one would block
@@ -197,6 +215,7 @@ class Bulletin:
             state.write_status(document | {"stale_after": time.time() + self.resync + FRESH})
         except OSError as error:
             self.complain(Path(bootscript.run_dir()) / "status.json", error)
+        self._tell_every = max(TELL_EVERY, 20 * (time.monotonic() - began))  # of 10,000 ports it takes a while
 
     def complain(self, path: Path, error: OSError) -> None:
         """Record, once for each path, that it cannot be written."""

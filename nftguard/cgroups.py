@@ -27,7 +27,8 @@ _GONE = 8192  # ids remembered after their group has ended
 _BELOW = 4096  # groups followed below one unit: its owner may be able to make any number
 _BIRTHS = 500  # groups made below one unit within a second; more, and it is not listened to for a while
 _MUTED = 60.0  # seconds
-_WALK_EVERY = 1.0  # seconds
+_WALK_EVERY = 1.0  # seconds from one walk to the next, at least
+_REST = 20  # and so many times what the last one took
 _DEPTH = 32
 _READS, _ALL = 4, 128  # of 64 KiB, some 1,500 events each; fs.inotify.max_queued_events is 16,384 by default
 
@@ -144,11 +145,13 @@ class Tree:
 
     def _walk(self) -> None:
         """Look at everything anew; what is not there any more is gone."""
+        began = self._clock()
         self._partial, self.problem = False, ""
         before = set(self._ids)
         for path in before - set(self._enter("/")):
             self._forget(path)
-        self._walk_after = self._clock() + _WALK_EVERY
+        ended = self._clock()
+        self._walk_after = ended + max(_WALK_EVERY, _REST * (ended - began))
 
     def _enter(self, path: str) -> list[str]:
         """Know a directory and all below it, the upper ones first; give the paths."""

@@ -56,6 +56,17 @@ class Culprit:
         return (self.uid, self.container, self.session, self.user_unit, self.unit)
 
     @property
+    def crowd(self) -> tuple[object, ...]:
+        """Who shares a quota with him: names of units, and addresses, can be made up without end, but not these."""
+        return ("interface", self.interface) if self.source else ("uid", self.uid)
+
+    def of_the_crowd(self) -> Culprit:
+        """Give one who stands for all of them."""
+        if self.source:
+            return Culprit(source="others", interface=self.interface)
+        return Culprit(uid=self.uid, user=self.user)
+
+    @property
     def key(self) -> tuple[object, ...]:
         """What attempts that are summed up together share."""
         return (*self.home, self.container, self.program)

@@ -35,7 +35,7 @@ class Daemon:
         self._pace, self._bulletin = self._keeper.pace, self._keeper.bulletin
         self._selector = selectors.DefaultSelector()
         self._control: control.Server | None = None
-        self._recorder = Recorder(kernel.nfnl, self._bulletin)
+        self._recorder = Recorder(kernel.nfnl, self._bulletin, sink)
         self._resume_at: float | None = None  # seconds on the monotonic clock
         self._reload_asked = self._stopping = False
 
@@ -202,14 +202,16 @@ class Daemon:
             if why:
                 self._pace.wake(Cause.TIMER)
                 self._pass()  # the last look, which saves the counters
+                self._recorder.end()
                 if not self._bulletin.suspended:
                     log().info("kept", why=why)
             else:
-                self._recorder.settle(every=True)  # as long as the counters are there
+                self._recorder.end()
                 self._keeper.lift("the service was stopped")
         except NftguardError as error:
             log().error("not_lifted", reason=error)
         self._recorder.close()
+        self._bulletin.tell_lost()
         if self._control:
             self._control.close()
         (Path(bootscript.run_dir()) / "status.json").unlink(missing_ok=True)

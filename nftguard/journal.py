@@ -49,6 +49,11 @@ class JournalSink:
         """Whether records wait for journald."""
         return bool(self._queue)
 
+    @property
+    def room(self) -> int:
+        """How many records may be put at once, so that others still find room."""
+        return max(0, QUEUE // 4 - len(self._queue))
+
     def put(self, fields: dict[str, str]) -> None:
         """Send a record, or queue it; the oldest is given up when the queue is full."""
         if len(self._queue) >= QUEUE:

@@ -5,18 +5,19 @@ All times are a `Moment`: windows are measured on the monotonic clock, and told 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from nftguard.bucket import Buckets
+from nftguard.model import Hook
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from nftguard.culprit import Culprit
-    from nftguard.model import Counter
+    from nftguard.model import Counter as NamedCounter
     from nftguard.nflog import Attempt
 
 WINDOW = 150.0
@@ -25,9 +26,12 @@ LONGEST = 600.0
 """Seconds after which what does not end is summed up all the same."""
 FLOWS = 16384
 """Flows that are remembered; of more, the one that is quiet for longest is forgotten."""
-ACCOUNTS = 1024
-"""Culprits, each with a counter, that are remembered at one time; more are summed up together, without a name."""
+ACCOUNTS, CROWD = 1024, 128
+"""Culprits, each with a counter, that are remembered at one time: in all, and of one user or interface.
 
+More of a user's are summed up as that user's, and more in all without a name."""
+
+_LATER = 0.2  # seconds until the next summaries, where there were too many at once
 _AMONG = 3  # culprits that a summary without one names
 
 
@@ -114,7 +118,8 @@ class Ledger:
         self._flows: OrderedDict[tuple[object, ...], tuple[float, str, Culprit | None]] = OrderedDict()
         self._accounts: dict[tuple[str, object], Account] = {}
         # journald writes some 10,000 records a second, and keeps what it has room for.
-        self._records = Buckets(total=(100, 1000), each=(10, 100))
+        self._records = {own: Buckets(total=(100, 1000), each=(10, 100)) for own in (True, False)}
+        self._crowds: Counter[tuple[object, ...]] = Counter()
         self._check_at: float | None = None
         self._since: dict[str, float] = {}  # counter to when all of it had been told
         self._numbers = count(1)
@@ -138,7 +143,8 @@ class Ledger:
         account.client = client if client.address else account.client
         same = account.destination in {None, attempt.destination}
         account.destination = attempt.destination if same else ""
-        record = self._records.take(culprit and culprit.key, now.monotonic)
+        own = attempt.hook is Hook.OUTPUT  # others, whose sources can be made up, do not use up its share
+        record = self._records[own].take(culprit and culprit.key, now.monotonic)
         account.recorded += record
         return Opened(account.number, record)
 
@@ -157,9 +163,13 @@ class Ledger:
 
     def _account(self, counter: str, culprit: Culprit | None, now: Moment) -> Account:
         key = (counter, culprit and culprit.key)
+        if key not in self._accounts and culprit and self._crowds[culprit.crowd] >= CROWD:
+            culprit = culprit.of_the_crowd()
+            key = (counter, culprit.key)
         if key not in self._accounts and len(self._accounts) >= ACCOUNTS:
             key, culprit = (counter, None), None
         if key not in self._accounts:
+            self._crowds[culprit.crowd if culprit else ()] += 1
             self._accounts[key] = Account(next(self._numbers), counter, culprit, now, now)
             end = now.monotonic + WINDOW
             self._check_at = min(self._check_at or end, end)
@@ -169,7 +179,7 @@ class Ledger:
         """Give when, on the monotonic clock, `settle` may have something to tell; None while nothing is open."""
         return self._check_at
 
-    def behind(self, counters: Mapping[str, Counter]) -> set[str]:
+    def behind(self, counters: Mapping[str, NamedCounter]) -> set[str]:
         """Name those of the counters that need a look: of which something is open, or not everything was told."""
         open_ = {account.counter for account in self._accounts.values()}
         nothing = Total()
@@ -179,40 +189,62 @@ class Ledger:
         """Take what was counted before anybody kept sums for told."""
         self.told |= {name: total for name, total in totals.items() if name not in self.told}
 
-    def forget(self, counters: Iterable[str]) -> None:
-        """Forget what was told of counters that there are no more: all but these."""
-        kept = set(counters) | {account.counter for account in self._accounts.values()}
-        self.told = {name: total for name, total in self.told.items() if name in kept}
-        self._since = {name: since for name, since in self._since.items() if name in kept}
+    def finish(self, totals: Mapping[str, Total], now: Moment) -> list[Summary]:
+        """Sum up counters that there are no more; `totals` are what they had counted in the end."""
+        summaries = [self._close(key) for key in list(self._accounts) if key[0] in totals]
+        for counter, total in totals.items():
+            summaries += self._rest(counter, total, None, (), now)
+            self.told.pop(counter, None)
+            self._since.pop(counter, None)
+        return summaries
 
-    def settle(self, totals: Mapping[str, Total], now: Moment, *, every: bool = False) -> list[Summary]:
-        """Sum up what has ended, or with `every` all there is.
+    def rebase(self, totals: Mapping[str, Total]) -> None:
+        """Take in that counters were made anew, and begin with these totals: less than they had counted, it may be."""
+        seen = self._seen()
+        for counter, total in totals.items():
+            told, open_ = self.told.get(counter, Total()), seen.get(counter, Total())
+            if told.packets + open_.packets > total.packets:
+                self.told[counter] = Total(total.packets - open_.packets, total.bytes - open_.bytes)
+
+    def settle(
+        self, totals: Mapping[str, Total], now: Moment, *, every: bool = False, most: int = 1 << 30
+    ) -> list[Summary]:
+        """Sum up what has ended, or with `every` all there is; at most so many, and the others the next time.
 
         `totals` are the counters as they were before the last packets were read, so that nothing that was counted by
         then is still to be seen. Of each counter the sum of all summaries is what it counts, once nothing is open.
         """
         while self._flows and next(iter(self._flows.values()))[0] < now.monotonic - WINDOW:
             self._flows.popitem(last=False)
-        ended = [(key, account) for key, account in self._accounts.items() if every or account.end() <= now.monotonic]
-        summaries = [self._close(account) for _, account in ended]
+        ended = [key for key, account in self._accounts.items() if every or account.end() <= now.monotonic]
         among: dict[str, list[str]] = {}
         for account in self._accounts.values():
             if account.culprit:
                 among.setdefault(account.counter, []).append(str(account.culprit))
-        for key, _ in ended:
-            del self._accounts[key]
+        summaries = [self._close(key) for key in ended[:most]]
+        seen = self._seen()
+        touched = {counter for counter, _ in ended[:most]} | (totals.keys() - seen.keys())
+        for counter in sorted(touched & totals.keys()):
+            if len(summaries) >= most:
+                break
+            names = tuple(among.get(counter, ())[:_AMONG])
+            summaries += self._rest(counter, totals[counter], seen.get(counter), names, now)
         self._check_at = min((account.end() for account in self._accounts.values()), default=None)
+        if len(summaries) >= most:
+            self._check_at = now.monotonic + _LATER
+        return summaries
+
+    def _seen(self) -> dict[str, Total]:
+        """Add up what was seen and is still to be told, for each counter."""
         seen: dict[str, Total] = {}
         for account in self._accounts.values():
             packets, size = seen.get(account.counter, Total())
             seen[account.counter] = Total(packets + account.packets, size + account.bytes)
-        touched = {account.counter for _, account in ended} | (totals.keys() - seen.keys())
-        for counter in sorted(touched & totals.keys()):
-            names = tuple(among.get(counter, ())[:_AMONG])
-            summaries += self._rest(counter, totals[counter], seen.get(counter), names, now)
-        return summaries
+        return seen
 
-    def _close(self, account: Account) -> Summary:
+    def _close(self, key: tuple[str, object]) -> Summary:
+        account = self._accounts.pop(key)
+        self._crowds -= Counter([account.culprit.crowd if account.culprit else ()])
         told = self.told.get(account.counter, Total())
         self.told[account.counter] = Total(told.packets + account.packets, told.bytes + account.bytes)
         return Summary(

@@ -6,7 +6,7 @@ For a block `mail` on output with tcp, and a block `more` that names port 25 too
     map output.tcp                  port 110 -> goto mail.output.tcp; port 25 -> goto output.tcp.<the two blocks>
     chain mail.output.tcp           the block: attempts go to the log, the port's counter counts, then drop
     map mail.output.tcp             port 25 -> counter mail.output.tcp.25
-    chain mail.output.tcp.attempt   the log, limited by the sets `users` and `total`; the kernel log by `flows4`
+    chain mail.output.tcp.attempt   the log, limited by the sets `users` and `total.output`; the kernel log by `flows4`
     chain cgroups                   notes the control group of an attempt that is logged, in the set `attempts`
     chain output.tcp.<hash>         both blocks in turn: a packet passes only if every block lets it
 
@@ -152,7 +152,7 @@ class _Builder:
     def _handed_over(self, block: Block, hook: Hook) -> list[Rule]:
         """Hand attempts to the daemon; all that it tells besides the block's name is in the packet itself."""
         each = {Key.USER: "users"} if hook is Hook.OUTPUT else _SOURCES
-        limits = {key: (name, 1024, _EACH) for key, name in each.items()} | {Key.FAMILY: ("total", 2, _TOTAL)}
+        limits = {key: (name, 1024, _EACH) for key, name in each.items()} | {Key.FAMILY: (f"total.{hook}", 2, _TOTAL)}
         rules: list[Rule] = []
         for key, (name, size, limit) in limits.items():
             self.sets[name] = DynamicSet(name, key, size, timeout=60)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-MOST = 64  # processes looked at in one group
+MOST = 32  # processes looked at in one group
 _LINE = 256  # characters of a command line
 _DESCRIPTORS = 4096  # looked at for one socket, in all
 _READ = 4096  # bytes: enough for stat and for what is shown of a command line

@@ -14,14 +14,18 @@ from nftguard.attribution import Attribution, Finding
 from nftguard.errors import UnavailableError
 from nftguard.journal import log
 from nftguard.ledger import NOBODY, Client, Ledger, Moment, Total
+from nftguard.model import Counter
 from nftguard.nflog import Reader
 
 if TYPE_CHECKING:
     from nftguard.bulletin import Bulletin
+    from nftguard.journal import JournalSink
+    from nftguard.ledger import Summary
     from nftguard.nflog import Attempt
     from nftguard.nfnl import Nfnl
 
 _DRAIN = 16  # batches of packets that are read before sums are drawn: what was counted by then is to be seen by then
+_PATIENCE = 1.0  # seconds for the last sums
 _ASKED = 1000  # counters asked for at a time, some 10 µs each
 _MANY = 64  # attempts that were read at once
 _CHECK_EVERY = 60.0  # seconds between two looks at what was counted and not seen
@@ -31,7 +35,9 @@ _NAME = "ledger.json"
 class Recorder:
     """Reads one NFLOG group, and tells of its attempts; what the kernel counted besides is summed up."""
 
-    def __init__(self, nfnl: Nfnl, bulletin: Bulletin) -> None:
+    def __init__(self, nfnl: Nfnl, bulletin: Bulletin, sink: JournalSink | None = None) -> None:
+        """Record to the journal; `sink`, where there is one, says how much of it there is room for."""
+        self._sink = sink
         self._nfnl = nfnl
         self._bulletin = bulletin
         self.reader: Reader | None = None
@@ -39,8 +45,9 @@ class Recorder:
         self.attribution = Attribution(nfnl)
         self._told_problem = ""
         self._check_at = 0.0
-        self._path = Path(bootscript.state_dir()) / _NAME
-        told, culprits, self._begun = _load(self._path)
+        # The one in /run is there after a crash even where the disk is full; the other after a reboot.
+        self._paths = [Path(folder) / _NAME for folder in (bootscript.run_dir(), bootscript.state_dir())]
+        told, culprits, self._begun = _load(self._paths)
         self._ledger = Ledger(told)
         self._alert = Alert(culprits)
 
@@ -49,7 +56,7 @@ class Recorder:
         if (self.reader.group if self.reader else None) == group:
             return
         if self.reader:
-            self.settle(every=True)
+            self.end()
             self.reader.close()
             self.reader = None
         if group is not None:
@@ -121,31 +128,43 @@ class Recorder:
             except OSError as error:
                 self._bulletin.complain(Path(bootscript.run_dir()) / alert.NAME, error)
 
-    def settle(self, *, every: bool = False) -> None:
-        """Sum up what has ended, or all there is; also what the counters have counted and nobody saw."""
+    def settle(self, *, every: bool = False) -> bool:
+        """Sum up what has ended, or all there is; also what the counters have counted and nobody saw.
+
+        Tell whether that was all. What the journal has no room for stays, and is told the next time.
+        """
         if not self.reader:
-            return
+            return True
         names = self._ledger.behind(self._bulletin.counters)
         asked = names if every else islice(names, _ASKED)
         totals = {name: Total(*found) for name in asked if (found := self._nfnl.counter(name))}
+        self._bulletin.counters |= {name: Counter(name, *total) for name, total in totals.items()}
         if not self._begun:
             self._begun = True
             self._ledger.begin(totals)
         if all(self.read() for _ in range(_DRAIN)):
             totals = {}  # what still waits was counted, and will be seen: it must not be told twice
-        summaries = self._ledger.settle(totals, Moment(time.monotonic(), time.time()), every=every)
+        room = self._sink.room if self._sink else 1 << 30
+        now = Moment(time.monotonic(), time.time())
+        summaries = self._ledger.settle(totals, now, every=every, most=room)
+        self._tell(summaries)
+        return len(summaries) < room
+
+    def _tell(self, summaries: list[Summary]) -> None:
         for summary in summaries:
             log().info("blocked_summary", **telling.summary_fields(summary))
         if summaries:
-            self._ledger.forget(self._bulletin.counters)
             self._save()
 
     def _save(self) -> None:
-        told = {name: list(total) for name, total in self._ledger.told.items()}
-        try:
-            state.write(self._path, json.dumps({"told": told, "culprits": self._alert.known()}), 0o600)
-        except OSError as error:
-            self._bulletin.complain(self._path, error)
+        there = self._bulletin.counters
+        told = {name: list(total) for name, total in self._ledger.told.items() if name in there}
+        text = json.dumps({"told": told, "culprits": self._alert.known()})
+        for path in self._paths:
+            try:
+                state.write(path, text, 0o600)
+            except OSError as error:
+                self._bulletin.complain(path, error)
 
     def check(self) -> None:
         """After a pass: tell what keeps units from being told, once, and sum up what the counters show besides."""
@@ -153,23 +172,43 @@ class Recorder:
             self._told_problem = problem
             if problem:
                 log().warning("units_unknown", reason=problem)
+        gone, anew = (
+            {name: Total(at.packets, at.bytes) for name, at in found.items()} for found in self._bulletin.news()
+        )
+        if gone:
+            self._tell(self._ledger.finish(gone, Moment(time.monotonic(), time.time())))
+        self._ledger.rebase(anew)
         if time.monotonic() >= self._check_at:
             self._check_at = time.monotonic() + _CHECK_EVERY
             self.settle()
 
+    def end(self) -> None:
+        """Sum everything up while the counters are there, as far as the journal takes it in a little time."""
+        end = time.monotonic() + _PATIENCE
+        while not self.settle(every=True) and time.monotonic() < end:
+            time.sleep(0.02)
+            if self._sink:
+                self._sink.flush()
+
     def close(self) -> None:
-        """Sum everything up, and let go."""
-        self.settle(every=True)
+        """Let go."""
         if self.reader:
             self.reader.close()
         self.attribution.close()
 
 
-def _load(path: Path) -> tuple[dict[str, Total], dict[str, float], bool]:
-    """Read what was told by an earlier process; nothing where the file is missing or malformed."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        told = {str(name): Total(int(packets), int(size)) for name, (packets, size) in found["told"].items()}
-        return told, {str(key): float(at) for key, at in found["culprits"].items()}, True
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return {}, {}, False
+def _load(paths: list[Path]) -> tuple[dict[str, Total], dict[str, float], bool]:
+    """Read what was told by an earlier process: nothing where the files are missing or malformed."""
+    told: dict[str, Total] = {}
+    culprits: dict[str, float] = {}
+    begun = False
+    for path in paths:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            read = {str(name): Total(int(packets), int(size)) for name, (packets, size) in found["told"].items()}
+            culprits |= {str(key): float(at) for key, at in found["culprits"].items()}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            continue
+        told |= {name: max(total, told.get(name, total)) for name, total in read.items()}
+        begun = True
+    return told, culprits, begun

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nftguard.bucket import Bucket, Buckets
 from nftguard.culprit import Culprit
-from nftguard.ledger import ACCOUNTS, FLOWS, LONGEST, NOBODY, WINDOW, Client, Ledger, Moment, Summary, Total
+from nftguard.ledger import ACCOUNTS, CROWD, FLOWS, LONGEST, NOBODY, WINDOW, Client, Ledger, Moment, Summary, Total
 from nftguard.model import Hook, Protocol
 from nftguard.nflog import Attempt
 
@@ -110,6 +110,57 @@ def test_a_counter_that_was_set_back_is_followed_from_there() -> None:
     assert found.packets == 2
 
 
+def test_a_counter_that_is_no_more_is_summed_up_to_its_end_and_begins_anew() -> None:
+    ledger = Ledger({AT: Total(100, 6000)})
+    send(ledger, SYN, 0)
+    found = ledger.finish({AT: Total(150, 9000)}, moment(1))
+    assert [(one.culprit, one.packets) for one in found] == [(SSH, 1), (None, 49)]
+    (found_later,) = ledger.settle({AT: Total(7, 420)}, moment(2))
+    assert found_later.packets == 7
+
+
+def test_what_a_counter_lost_is_not_told_of_it_again_nor_missing_from_what_comes() -> None:
+    """Somebody deleted the table, and the daemon made it anew with what it had last seen of the counter."""
+    ledger = Ledger({AT: Total(100, 6000)})
+    send(ledger, SYN, 0)
+    ledger.rebase({AT: Total(60, 3600)})
+    found = ledger.settle({AT: Total(75, 4500)}, moment(1), every=True)
+    assert [(one.culprit, one.packets) for one in found] == [(SSH, 1), (None, 15)]
+    ledger.rebase({AT: Total(75, 4500)})
+    assert ledger.settle({AT: Total(75, 4500)}, moment(2)) == []
+
+
+def test_no_more_summaries_are_drawn_at_once_than_there_is_room_for() -> None:
+    ledger = Ledger({})
+    for number in range(10):
+        send(ledger, replace(SYN, sequence=number), 0, Culprit(uid=number))
+    total = {AT: Total(12, 720)}
+    assert [one.packets for one in ledger.settle(total, moment(500), most=4)] == [1] * 4
+    assert ledger.due() == pytest.approx(500, abs=1)
+    assert [one.packets for one in ledger.settle(total, moment(501), most=4)] == [1] * 4
+    assert [one.packets for one in ledger.settle(total, moment(502), most=4)] == [1, 1, 2]
+    assert ledger.due() is None
+
+
+def test_one_user_with_many_names_leaves_room_for_the_others() -> None:
+    ledger = Ledger({})
+    for number in range(2 * CROWD):
+        send(ledger, replace(SYN, sequence=number), 0, Culprit(uid=1001, user="eve", user_unit=f"a{number}.service"))
+    send(ledger, replace(SYN, sequence=5000), 0, WEB)
+    found = ledger.settle({}, moment(0), every=True)
+    assert len(found) == CROWD + 2
+    assert sum(one.attempts for one in found if one.culprit == Culprit(uid=1001, user="eve")) == CROWD
+    assert [one.attempts for one in found if one.culprit == WEB] == [1]
+
+
+def test_made_up_sources_leave_records_for_the_hosts_own() -> None:
+    ledger = Ledger({})
+    for number in range(3000):
+        source = f"10.9.{number >> 8}.{number & 255}"
+        send(ledger, replace(SYN, hook=Hook.INPUT, source=source), 0, Culprit(source=source, interface="eth0"))
+    assert send(ledger, SYN, 0)
+
+
 def test_an_earlier_process_has_told_its_part() -> None:
     ledger = Ledger({AT: Total(100, 6000)})
     (found,) = ledger.settle({AT: Total(103, 6180)}, moment(5))
@@ -129,7 +180,7 @@ def test_memory_is_bounded_and_the_sums_are_right_all_the_same() -> None:
     ledger = Ledger({})
     count = FLOWS + ACCOUNTS + 10
     for number in range(count):
-        send(ledger, replace(SYN, sequence=number), 0, Culprit(source=f"10.0.{number >> 8}.{number & 255}"))
+        send(ledger, replace(SYN, sequence=number), 0, Culprit(uid=number))
     found = ledger.settle({AT: Total(count, 60 * count)}, moment(0), every=True)
     assert len(found) == ACCOUNTS + 1
     assert sum(one.packets for one in found) == count

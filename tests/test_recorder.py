@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -56,6 +57,8 @@ class Witness:
 
     def guard(self, text: str) -> None:
         desired = table_of(text)
+        counters = self.bulletin.counters
+        desired = replace(desired, counters={name: counters.get(name, at) for name, at in desired.counters.items()})
         self.bulletin.passed(reconcile(self.kernel, desired), desired)
         self.recorder.follow(25)
         self.recorder.check()
@@ -133,6 +136,24 @@ def test_datagrams_are_attributed_as_well(witness: Witness, slice_: Path) -> Non
     assert (found["protocol"], found["cgroup"]) == ("udp", f"/{slice_.name}/one.service")
 
 
+@pytest.mark.parametrize("segments", [2, 8, 100])
+def test_nobody_hides_behind_a_routing_header(witness: Witness, slice_: Path, segments: int) -> None:
+    """Any user may set one, of up to 2 KiB. Where the packet goes in the end stands in it (RFC 8754)."""
+    witness.guard(BLOCK)
+    code = (
+        "import socket, struct, sys\nn = int(sys.argv[1])\ns = socket.socket(socket.AF_INET6)\ns.setblocking(False)\n"
+        "s.setsockopt(41, 57, struct.pack('BBBBBBH', 0, 2 * n, 4, n - 1, n - 1, 0, 0)"
+        " + b''.join(socket.inet_pton(socket.AF_INET6, '::1') for _ in range(n)))\n"
+        "print(s.connect_ex(('2001:db8::25', 25)))"
+    )
+    witness.netns.run("ip", "-6", "route", "add", "2001:db8::/64", "dev", "lo")
+    user = ["setpriv", "--reuid=1001", "--clear-groups", sys.executable, "-S", "-c", code, str(segments)]
+    witness.netns.run(*joining(unit(slice_, "one.service"), *user))
+    (found,) = witness.events("blocked", 1)
+    assert (found["uid"], found["unit"], found["port"]) == (1001, "one.service", 25)
+    assert found["destination"] == "2001:db8::25"
+
+
 def test_the_same_port_used_again_by_another_is_not_taken_for_the_first(witness: Witness, slice_: Path) -> None:
     """Same addresses, same ports, a moment later: only the sequence number tells them apart."""
     witness.guard(BLOCK + 'action = "reject"\n')
@@ -171,6 +192,42 @@ def test_a_process_that_still_waits_is_named(witness: Witness, slice_: Path) -> 
     assert found["program"].startswith("python")
     assert found["pid"] == process.pid
     assert "s.settimeout(9)" in found["cmdline"]
+
+
+def test_who_is_left_in_a_group_is_not_taken_for_who_moved_away(witness: Witness, slice_: Path) -> None:
+    """A socket stays with the group that it was made in. With the right to look, only who holds it is named."""
+    witness.guard(BLOCK)
+    first, second = unit(slice_, "one.service"), unit(slice_, "two.service")
+    code = (
+        "import socket, sys; s = socket.socket(); open(sys.argv[1] + '/cgroup.procs', 'w').write('0');"
+        "s.settimeout(9); s.connect_ex(('127.0.0.1', 25))"
+    )
+    with witness.netns.popen(*joining(first, "sleep", "9")) as innocent:
+        with witness.netns.popen(*joining(first, sys.executable, "-S", "-c", code, str(second))) as guilty:
+            (found,) = witness.events("blocked", 1)
+            guilty.kill()
+        innocent.kill()
+    assert (found["unit"], found["program"], found["pid"]) == ("one.service", "", None)
+
+
+def test_ports_that_come_and_go_are_summed_up_exactly(witness: Witness, slice_: Path) -> None:
+    """A block is renamed, a port is taken out and put back, somebody deletes the table."""
+    for text in (BLOCK, BLOCK.replace("mail", "post"), BLOCK.replace("25, ", ""), BLOCK):
+        witness.guard(text)
+        witness.send(unit(slice_, "one.service"), "at once", *["127.0.0.1,25"] * 20)
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw:
+            for _ in range(5):
+                with contextlib.suppress(PermissionError):
+                    raw.sendto(bytes.fromhex("9c40001900000001000000005010000000000000"), ("127.0.0.1", 0))
+        witness.recorder.read()
+    witness.counted("mail.output.tcp.25")
+    witness.netns.nft("delete table inet nftguard")
+    witness.guard(BLOCK)
+    witness.send(unit(slice_, "one.service"), "at once", *["127.0.0.1,25"] * 10)
+    witness.recorder.read()
+    witness.recorder.settle(every=True)
+    summed = sum(one["packets"] for one in witness.records if one["event"] == "blocked_summary")
+    assert summed == 3 * 25 + 10
 
 
 def test_an_attempt_from_the_root_of_all_groups_has_no_unit(witness: Witness) -> None:

@@ -86,6 +86,7 @@ def blocked(who: str = "shadowsocks.service", **ours: object) -> dict[str, str]:
     now = int(time.time() * 1e6)
     default: dict[str, object] = {"BLOCK": "mail", "HOOK": "output", "PROTOCOL": "tcp", "SOURCE": "192.0.2.2"}
     default |= {"DESTINATION": "203.0.113.7", "PORT": 25, "UNIT": who, "UID": 998, "FIRST": now, "LAST": now}
+    default["ACCOUNT"] = 1 if who == "shadowsocks.service" else 2
     return fields("blocked", f"blocked tcp 203.0.113.7:25 from {who}", **default | ours)
 
 
@@ -188,7 +189,7 @@ def test_a_report_sums_up_who_tried(writing: Machine) -> None:
         fields(
             "blocked_summary",
             "summed up",
-            **totals | {"UNIT": "shadowsocks.service", "UID": 998, "PACKETS": 70, "ATTEMPTS": 10, "RECORDED": 3},
+            **totals | {"UNIT": "shadowsocks.service", "UID": 998, "PACKETS": 70, "ATTEMPTS": 10, "RECORDED": 3, "ACCOUNT": 1},
             RECORD=7,
         ),
         fields("blocked_summary", "unseen", **totals | {"PACKETS": 500, "ATTEMPTS": 0, "RECORDED": 0}, RECORD=8),
