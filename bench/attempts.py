@@ -25,17 +25,17 @@ from bench.memory import resident
 from bench.namespace import Namespace
 from bench.traffic import BLOCKED, SYN, Sender
 from nftguard import journal
+from nftguard.attempts.recorder import Recorder
 from nftguard.bulletin import Bulletin
-from nftguard.cgroups import mounted
 from nftguard.kernel import Nftables
 from nftguard.reconcile import reconcile
-from nftguard.recorder import Recorder
+from nftguard.who.cgroups import mounted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from nftguard.attribution import Attribution, Finding
-    from nftguard.nflog import Attempt, Reader
+    from nftguard.who.attribution import Attribution, Finding
+    from nftguard.wire.nflog import Attempt, Reader
 
 PACKETS, LATENCIES, BATCH = 2000, 200, 900
 FLOOD = 10.0  # seconds

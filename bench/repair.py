@@ -17,8 +17,8 @@ from bench.figure import Figure, Goal, progress
 from bench.guard import Guard
 from bench.namespace import Namespace
 from bench.traffic import BLOCKED, Tap
-from nftguard import netlink
-from nftguard.watch import RulesetWatch
+from nftguard.wire import netlink
+from nftguard.wire.watch import RulesetWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,7 +14,7 @@ from bench.figure import Figure, Goal, progress
 from bench.guard import Guard
 from bench.namespace import Namespace
 from nftguard.model import FAMILY, TABLE
-from nftguard.watch import RulesetWatch
+from nftguard.wire.watch import RulesetWatch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,7 +18,7 @@ from nftguard.status import Standing, State
 
 if TYPE_CHECKING:
     from nftguard.reconcile import Outcome
-    from nftguard.watch import Change
+    from nftguard.wire.watch import Change
 
 TELL_EVERY = 1.0  # seconds between two words about attempts
 FRESH = 60.0  # seconds beyond the resync interval after which status.json no longer counts

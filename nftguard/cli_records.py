@@ -15,7 +15,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from nftguard.records import Record
+    from nftguard.attempts.records import Record
 
 _WATCHED = (
     *("blocked", "blocked_summary", "culprit", "repaired", "fought"),
@@ -97,7 +97,7 @@ def watch(lines: int, as_json: bool) -> None:
 
     Reads the journal, for which root or the group systemd-journal is needed. Ctrl-C ends it.
     """
-    from nftguard.records import Records
+    from nftguard.attempts.records import Records
 
     _never_fail_to_print()
     records = Records(_WATCHED)
@@ -125,7 +125,7 @@ def _line(record: Record) -> str:
     today = at[:3] == time.localtime()[:3]
     line = f"{time.strftime('%H:%M:%S' if today else '%Y-%m-%d %H:%M:%S', at)} {record.message}"
     if sys.stdout.isatty():
-        from nftguard.report import fit
+        from nftguard.attempts.report import fit
 
         return fit(line, shutil.get_terminal_size().columns)
     return line
@@ -152,8 +152,8 @@ def report(since: float, until: float | None, by: str, every: bool, as_json: boo
     "10:00", "2026-11-24T10:00:00Z", "now", "today", "yesterday", "1 hour ago", "-2h 30min" or "@1790000000" (seconds
     since the epoch).
     """
-    from nftguard.records import Records
-    from nftguard.report import TOP, Report
+    from nftguard.attempts.records import Records
+    from nftguard.attempts.report import TOP, Report
 
     end = time.time() if until is None else until
     if since >= end:

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nftguard import bootscript, control, notify, state, unitjob
+from nftguard.attempts.recorder import Recorder
 from nftguard.errors import NftguardError, NotPermittedError, UnavailableError
 from nftguard.journal import JournalSink, log
 from nftguard.keeper import Keeper
 from nftguard.pace import Cause
-from nftguard.recorder import Recorder
-from nftguard.watch import NetworkWatch, RulesetWatch
+from nftguard.wire.watch import NetworkWatch, RulesetWatch
 
 if TYPE_CHECKING:
     from nftguard.kernel import Nftables
-    from nftguard.nflog import Reader
+    from nftguard.wire.nflog import Reader
 
 _ELSEWHERE = "the running daemon guards another network namespace"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nftguard.names import clean
-from nftguard.owners import owner
+from nftguard.who.owners import owner
 
 if TYPE_CHECKING:
     from typing import TextIO

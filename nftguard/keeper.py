@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from nftguard.kernel import Kernel
     from nftguard.lastgood import LastGood
-    from nftguard.watch import Change
+    from nftguard.wire.watch import Change
 
 _CHANGES = 100  # kept to find who changed the ruleset; a storm must not fill the memory
 

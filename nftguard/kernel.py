@@ -15,10 +15,11 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nftguard import netlink, nftjson, nftscript
+from nftguard import nftjson, nftscript
 from nftguard.errors import KernelError, NftguardError, NotPermittedError, UnavailableError
 from nftguard.model import FAMILY, OWNED, TABLE, Features, Table
-from nftguard.nfnl import Nfnl
+from nftguard.wire import netlink
+from nftguard.wire.nfnl import Nfnl
 
 if TYPE_CHECKING:
     from nftguard.plan import Plan

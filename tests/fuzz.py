@@ -17,11 +17,12 @@ import time
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from nftguard import cgroups, netlink, nflog, sockdiag, watch
 from nftguard.kernel import Nftables
 from nftguard.model import Hook, Protocol
-from nftguard.nflog import Reader
 from nftguard.reconcile import reconcile
+from nftguard.who import cgroups
+from nftguard.wire import netlink, nflog, sockdiag, watch
+from nftguard.wire.nflog import Reader
 from tests.examples import table_of
 from tests.netns import Namespace
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nftguard import cgroups
+from nftguard.who import cgroups
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

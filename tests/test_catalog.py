@@ -38,7 +38,7 @@ def entries() -> dict[str, str]:
 
 def logged() -> Iterator[tuple[str, set[str]]]:
     """Every call in the sources that records an event, with the fields that it names."""
-    for path in SOURCES.glob("*.py"):
+    for path in SOURCES.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
                 case ast.Call(func=ast.Attribute(), args=[ast.Constant(value=str(name))]) if name in EVENTS:

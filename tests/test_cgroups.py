@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nftguard import cgroups
-from nftguard.cgroups import Tree
 from nftguard.errors import UnavailableError
+from nftguard.who import cgroups
+from nftguard.who.cgroups import Tree
 from tests.groups import group, joining
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def test_a_mount_point_may_hold_spaces_and_a_hidden_or_partial_mount_is_passed_o
 
 
 def test_inside_a_cgroup_namespace_the_part_that_is_seen_counts(base: Path) -> None:
-    code = "from nftguard import cgroups; t = cgroups.Tree(cgroups.mounted()); print(*t.paths())"
+    code = "from nftguard.who import cgroups; t = cgroups.Tree(cgroups.mounted()); print(*t.paths())"
     (base / "system.slice").mkdir()
     done = subprocess.run(
         joining(base, "unshare", "-C", "-m", "sh", "-c", f'mount -t cgroup2 x /mnt && exec python3 -c "{code}"'),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nftguard.clients import MOST_ATTEMPTS, MOST_CLIENTS, Clients, Look, Suspicion
+from nftguard.who.clients import MOST_ATTEMPTS, MOST_CLIENTS, Clients, Look, Suspicion
 
 if TYPE_CHECKING:
     from collections.abc import Callable

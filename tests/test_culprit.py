@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from nftguard.culprit import Culprit
+from nftguard.who.culprit import Culprit
 
 SERVICE = Culprit(uid=998, unit="shadowsocks.service")
 

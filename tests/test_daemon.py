@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nftguard.nflog import Reader
 from nftguard.pace import FIGHT_AFTER, NETWORK_EVERY
+from nftguard.wire.nflog import Reader
 from tests.guard import Guard, cli
 from tests.test_kernel import DRIFTS, MAIL
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nftguard import nflog
+from nftguard.wire import nflog
 from tests import fuzz
 
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nftguard import guests
-from nftguard.cgroups import Tree
-from nftguard.guests import Guests
 from nftguard.model import Hook, Protocol
-from nftguard.nflog import Attempt
+from nftguard.who import guests
+from nftguard.who.cgroups import Tree
+from nftguard.who.guests import Guests
+from nftguard.wire.nflog import Attempt
 from tests.groups import group, joining
 from tests.netns import Namespace, connect
 
@@ -180,7 +180,7 @@ def test_without_control_groups_no_container_is_known(netns: Namespace) -> None:
 def test_no_privilege_is_needed(web: Namespace, base: Path, inside: Callable[..., object], netns: Namespace) -> None:
     inside("lxc.payload.web", web)
     code = (
-        "import sys, pathlib; from nftguard.cgroups import Tree; from nftguard.guests import Guests;"
+        "import sys, pathlib; from nftguard.who.cgroups import Tree; from nftguard.who.guests import Guests;"
         "print(Guests(Tree(pathlib.Path(sys.argv[1]))).guest('veth7', '10.0.7.2'))"
     )
     command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]

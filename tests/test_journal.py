@@ -153,7 +153,7 @@ def test_an_absent_journald_stalls_nobody_and_gets_the_records_when_it_comes(sin
 
 def used_events() -> set[tuple[str, str]]:
     pattern = re.compile(r'log\(\)\.(\w+)\(\s*"(\w+)"')
-    return {found for path in SOURCES.glob("*.py") for found in pattern.findall(path.read_text())} | {
+    return {found for path in SOURCES.rglob("*.py") for found in pattern.findall(path.read_text())} | {
         ("warning", "records_dropped")
     }
 
@@ -167,4 +167,4 @@ def test_every_event_has_a_message_id_and_every_message_id_an_event() -> None:
 
 def test_no_text_is_formatted_into_an_event() -> None:
     calls = re.compile(r'log\(\)\.\w+\(\s*f"')
-    assert not [path.name for path in SOURCES.glob("*.py") if calls.search(path.read_text())]
+    assert not [path.name for path in SOURCES.rglob("*.py") if calls.search(path.read_text())]

@@ -15,7 +15,7 @@ from nftguard.keeper import Keeper
 from nftguard.model import PLAIN, Counter
 from nftguard.pace import Cause
 from nftguard.status import State
-from nftguard.watch import Change
+from nftguard.wire.watch import Change
 from tests.fake_kernel import FakeKernel
 
 if TYPE_CHECKING:

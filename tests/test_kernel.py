@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from nftguard import netlink, policy
+from nftguard import policy
 from nftguard.errors import KernelError, NftguardError, NotPermittedError
 from nftguard.kernel import Kernel, Nftables
 from nftguard.model import Chain, Counter, Table, Verdict
 from nftguard.plan import Add, AddElements, AddRule, AddTable, Delete, Plan, diff, rebuild, remove
 from nftguard.ports import Ports
 from nftguard.reconcile import reconcile
-from nftguard.watch import RulesetWatch
+from nftguard.wire import netlink
+from nftguard.wire.watch import RulesetWatch
 from tests.examples import configs, table_of
 from tests.fake_kernel import FakeKernel
 from tests.netns import Namespace

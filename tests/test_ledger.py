@@ -8,11 +8,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nftguard.attempts.ledger import (
+    ACCOUNTS,
+    CROWD,
+    FLOWS,
+    LONGEST,
+    NOBODY,
+    WINDOW,
+    Client,
+    Ledger,
+    Moment,
+    Summary,
+    Total,
+)
 from nftguard.bucket import Bucket, Buckets
-from nftguard.culprit import Culprit
-from nftguard.ledger import ACCOUNTS, CROWD, FLOWS, LONGEST, NOBODY, WINDOW, Client, Ledger, Moment, Summary, Total
 from nftguard.model import Hook, Protocol
-from nftguard.nflog import Attempt
+from nftguard.who.culprit import Culprit
+from nftguard.wire.nflog import Attempt
 
 SYN = Attempt("mail", Hook.OUTPUT, Protocol.TCP, "10.0.0.1", 40000, "10.0.0.2", 25, 1000, 1000, 7, 60)
 SSH = Culprit(uid=1000, unit="ssh.service", program="ssh", known_by="kernel")

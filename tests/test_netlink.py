@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nftguard import hostinfo, netlink
-from nftguard.watch import NetworkWatch, RulesetWatch
+from nftguard import hostinfo
+from nftguard.wire import netlink
+from nftguard.wire.watch import NetworkWatch, RulesetWatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

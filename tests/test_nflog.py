@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nftguard.errors import UnavailableError
 from nftguard.model import Hook, Protocol
-from nftguard.nflog import Attempt, Reader, decode
+from nftguard.wire.nflog import Attempt, Reader, decode
 
 if TYPE_CHECKING:
     from tests.netns import Namespace
@@ -118,7 +118,7 @@ def test_a_group_has_one_reader(netns: Namespace) -> None:
 
 
 def test_gaps_in_the_sequence_are_counted_as_lost(netns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nftguard import netlink
+    from nftguard.wire import netlink
 
     with netns.entered():
         reader = Reader(7)
@@ -140,6 +140,6 @@ def test_gaps_in_the_sequence_are_counted_as_lost(netns: Namespace, monkeypatch:
 def test_a_reader_without_privilege_says_so(netns: Namespace) -> None:
     import sys
 
-    code = "import os; from nftguard.nflog import Reader; os.setuid(65534); Reader(7)"
+    code = "import os; from nftguard.wire.nflog import Reader; os.setuid(65534); Reader(7)"
     done = netns.run(sys.executable, "-c", code, check=False)
     assert "UnavailableError: blocked attempts cannot be read from NFLOG group 7" in done.stderr

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nftguard.owners import Owner, estate, owner
+from nftguard.who.owners import Owner, estate, owner
 
 ID = "0123456789ab" + "cdef" * 13
 SHORT = ID[:12]

@@ -14,8 +14,8 @@ import pytest
 
 from nftguard.kernel import Nftables
 from nftguard.model import Hook, Protocol
-from nftguard.nflog import Attempt, Reader
 from nftguard.reconcile import reconcile
+from nftguard.wire.nflog import Attempt, Reader
 from tests.conftest import ORIGIN
 from tests.examples import table_of
 from tests.netns import Namespace, connect

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nftguard import processes
-from nftguard.processes import Details, Group, Process, Program
+from nftguard.who import processes
+from nftguard.who.processes import Details, Group, Process, Program
 from tests.groups import group, joining
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def test_without_the_privilege_the_holder_is_not_known_and_all_else_is(
 ) -> None:
     pid, inode = told(start(*sender("ss-server", 0), stdin=subprocess.PIPE))
     code = (
-        "import pathlib, sys; from nftguard import processes as p; g = p.of(pathlib.Path(sys.argv[1]));"
+        "import pathlib, sys; from nftguard.who import processes as p; g = p.of(pathlib.Path(sys.argv[1]));"
         "print(p.holder(g, int(sys.argv[2])), p.certain(g, 0, lambda: True).name, p.details(g.processes[0]))"
     )
     command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]
@@ -270,7 +270,7 @@ def test_processes_that_cannot_be_seen_make_the_group_incomplete(base: Path) -> 
     """Those of another process namespace are listed as 0."""
     with subprocess.Popen(joining(base, "sleep", "1000")) as running:
         until(lambda: (base / "cgroup.procs").read_text(), "the process")
-        code = "import pathlib, sys; from nftguard import processes as p; print(p.of(pathlib.Path(sys.argv[1])))"
+        code = "import pathlib, sys; from nftguard.who import processes as p; print(p.of(pathlib.Path(sys.argv[1])))"
         done = subprocess.run(
             ["unshare", "-p", "-f", "--mount-proc", sys.executable, "-c", code, str(base)],
             capture_output=True,

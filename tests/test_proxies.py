@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nftguard import proxies as proxies_module
-from nftguard import sockdiag
-from nftguard.proxies import MOST_PROGRAMS, Proxies
+from nftguard.who import proxies as proxies_module
+from nftguard.who.proxies import MOST_PROGRAMS, Proxies
+from nftguard.wire import sockdiag
 from tests.test_sockdiag import DROP, Program
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 
-from nftguard import ledger
+from nftguard.attempts import ledger
+from nftguard.attempts.recorder import Recorder
 from nftguard.bulletin import Bulletin
 from nftguard.reconcile import reconcile
-from nftguard.recorder import Recorder
 from tests.examples import table_of
 from tests.groups import group, joining
 

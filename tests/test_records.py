@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftguard import cli_records
+from nftguard.attempts.records import Record
 from nftguard.cli import cli
 from nftguard.cli_records import FORMS, moment
-from nftguard.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nftguard.records import Record
-from nftguard.report import Report, fit
+from nftguard.attempts.records import Record
+from nftguard.attempts.report import Report, fit
 
 NOW = 1_790_000_000.0
 SINCE = NOW - 86400

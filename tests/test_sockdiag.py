@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nftguard import netlink, sockdiag
 from nftguard.model import Hook, Protocol
-from nftguard.nflog import Attempt
+from nftguard.wire import netlink, sockdiag
+from nftguard.wire.nflog import Attempt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -311,9 +311,9 @@ def test_a_kernel_that_lists_nothing_is_an_os_error(netns: Namespace, monkeypatc
 # Drops every privilege but CAP_NET_ADMIN (capset(2), version 3) once its modules are loaded.
 UNPRIVILEGED = """
 import ctypes, os, struct, sys
-from nftguard import sockdiag
+from nftguard.wire import sockdiag
 from nftguard.model import Hook, Protocol
-from nftguard.nflog import Attempt
+from nftguard.wire.nflog import Attempt
 libc = ctypes.CDLL(None, use_errno=True)
 assert libc.prctl(8, 1, 0, 0, 0) == 0  # PR_SET_KEEPCAPS
 os.setgroups([]); os.setgid(65534); os.setuid(65534)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nftguard.users import Users, parse
+from nftguard.who.users import Users, parse
 
 if TYPE_CHECKING:
     from pathlib import Path

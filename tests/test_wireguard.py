@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nftguard import netlink, wireguard
-from nftguard.netlink import attribute
-from nftguard.wireguard import Peer, Routes, Tunnels
+from nftguard.wire import netlink, wireguard
+from nftguard.wire.netlink import attribute
+from nftguard.wire.wireguard import Peer, Routes, Tunnels
 
 if TYPE_CHECKING:
     from tests.netns import Namespace

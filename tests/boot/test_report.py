@@ -189,7 +189,8 @@ def test_a_report_sums_up_who_tried(writing: Machine) -> None:
         fields(
             "blocked_summary",
             "summed up",
-            **totals | {"UNIT": "shadowsocks.service", "UID": 998, "PACKETS": 70, "ATTEMPTS": 10, "RECORDED": 3, "ACCOUNT": 1},
+            **totals
+            | {"UNIT": "shadowsocks.service", "UID": 998, "PACKETS": 70, "ATTEMPTS": 10, "RECORDED": 3, "ACCOUNT": 1},
             RECORD=7,
         ),
         fields("blocked_summary", "unseen", **totals | {"PACKETS": 500, "ATTEMPTS": 0, "RECORDED": 0}, RECORD=8),

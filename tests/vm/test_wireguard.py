@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 # tells in several messages. Then it asks as the service's user would, with CAP_NET_ADMIN alone, and without.
 _SCRIPT = """
 import base64, ipaddress, json, os, socket, struct, sys, time
-from nftguard import netlink, wireguard
-from nftguard.netlink import attribute
+from nftguard.wire import netlink, wireguard
+from nftguard.wire.netlink import attribute
 def entry(address, bits):
     packed = ipaddress.ip_address(address).packed
     family = struct.pack("=H", socket.AF_INET if len(packed) == 4 else socket.AF_INET6)

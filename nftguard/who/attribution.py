@@ -12,24 +12,26 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from nftguard import policy, processes, sockdiag
+from nftguard import policy
 from nftguard.bucket import Allowance, Buckets
-from nftguard.cgroups import Tree, mounted
-from nftguard.culprit import Culprit
 from nftguard.errors import UnavailableError
-from nftguard.guests import Guests
 from nftguard.model import Hook, Protocol
 from nftguard.names import clean
-from nftguard.owners import owner
-from nftguard.proxies import Proxies
-from nftguard.users import Users
+from nftguard.who import processes
+from nftguard.who.cgroups import Tree, mounted
+from nftguard.who.culprit import Culprit
+from nftguard.who.guests import Guests
+from nftguard.who.owners import owner
+from nftguard.who.proxies import Proxies
+from nftguard.who.users import Users
+from nftguard.wire import sockdiag
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator
 
-    from nftguard.clients import Suspicion
-    from nftguard.nflog import Attempt
-    from nftguard.nfnl import Nfnl
+    from nftguard.who.clients import Suspicion
+    from nftguard.wire.nflog import Attempt
+    from nftguard.wire.nfnl import Nfnl
 
 _CAP_SYS_PTRACE = 19  # linux/include/uapi/linux/capability.h
 _KEY = 16  # bytes: the control group's id, the source port, padded to four, and the sequence number

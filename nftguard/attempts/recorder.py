@@ -8,21 +8,22 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nftguard import alert, bootscript, policy, state, telling
-from nftguard.alert import Alert
-from nftguard.attribution import Attribution, Finding
+from nftguard import bootscript, policy, state
+from nftguard.attempts import alert, telling
+from nftguard.attempts.alert import Alert
+from nftguard.attempts.ledger import NOBODY, Client, Ledger, Moment, Total
 from nftguard.errors import UnavailableError
 from nftguard.journal import log
-from nftguard.ledger import NOBODY, Client, Ledger, Moment, Total
 from nftguard.model import Counter
-from nftguard.nflog import Reader
+from nftguard.who.attribution import Attribution, Finding
+from nftguard.wire.nflog import Reader
 
 if TYPE_CHECKING:
+    from nftguard.attempts.ledger import Summary
     from nftguard.bulletin import Bulletin
     from nftguard.journal import JournalSink
-    from nftguard.ledger import Summary
-    from nftguard.nflog import Attempt
-    from nftguard.nfnl import Nfnl
+    from nftguard.wire.nflog import Attempt
+    from nftguard.wire.nfnl import Nfnl
 
 _DRAIN = 16  # batches of packets that are read before sums are drawn: what was counted by then is to be seen by then
 _PATIENCE = 1.0  # seconds for the last sums

@@ -8,10 +8,10 @@ from nftguard import policy
 from nftguard.model import Hook
 
 if TYPE_CHECKING:
-    from nftguard.attribution import Finding
-    from nftguard.clients import Suspicion
-    from nftguard.ledger import Moment, Summary
-    from nftguard.nflog import Attempt
+    from nftguard.attempts.ledger import Moment, Summary
+    from nftguard.who.attribution import Finding
+    from nftguard.who.clients import Suspicion
+    from nftguard.wire.nflog import Attempt
 
 _WAY = {Hook.OUTPUT: "", Hook.FORWARD: "forwarded ", Hook.INPUT: "incoming "}
 

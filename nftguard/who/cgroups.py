@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from nftguard.errors import UnavailableError
 from nftguard.names import clean
-from nftguard.owners import estate
+from nftguard.who.owners import estate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

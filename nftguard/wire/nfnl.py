@@ -10,9 +10,9 @@ import errno
 import struct
 from typing import TYPE_CHECKING
 
-from nftguard import netlink
 from nftguard.errors import KernelError, NotPermittedError, UnavailableError
 from nftguard.model import FAMILY, TABLE
+from nftguard.wire import netlink
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

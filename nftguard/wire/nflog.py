@@ -14,9 +14,9 @@ import struct
 from dataclasses import dataclass
 from functools import lru_cache
 
-from nftguard import netlink
 from nftguard.errors import UnavailableError
 from nftguard.model import Hook, Protocol
+from nftguard.wire import netlink
 
 _BATCH = 256  # datagrams read at a time
 _BUFFER = 4 << 20

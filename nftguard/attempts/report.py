@@ -7,12 +7,12 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nftguard.clients import LIKELY
+from nftguard.attempts.row import Row
 from nftguard.names import shown
-from nftguard.row import Row
+from nftguard.who.clients import LIKELY
 
 if TYPE_CHECKING:
-    from nftguard.records import Record
+    from nftguard.attempts.records import Record
 
 TOP = 20
 """Rows that are shown unless all are asked for."""

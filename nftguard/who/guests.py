@@ -14,17 +14,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from nftguard import processes
-from nftguard.culprit import Culprit
-from nftguard.owners import owner
-from nftguard.wireguard import Tunnels
+from nftguard.who import processes
+from nftguard.who.culprit import Culprit
+from nftguard.who.owners import owner
+from nftguard.wire.wireguard import Tunnels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nftguard.cgroups import Tree
-    from nftguard.nflog import Attempt
-    from nftguard.processes import Process
+    from nftguard.who.cgroups import Tree
+    from nftguard.who.processes import Process
+    from nftguard.wire.nflog import Attempt
 
 _FRESH = 30.0  # seconds; sooner when containers have come or gone
 _PAUSE = 1.0  # seconds between two looks at all containers, at least

@@ -10,9 +10,9 @@ import struct
 import time
 from dataclasses import dataclass
 
-from nftguard import netlink
 from nftguard.model import TABLE
 from nftguard.names import clean
+from nftguard.wire import netlink
 
 _BATCH = 512  # datagrams read at a time, so that a storm of events never keeps the loop from its watchdog
 

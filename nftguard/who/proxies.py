@@ -9,8 +9,8 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from nftguard import sockdiag
-from nftguard.clients import APART, Clients, Look, Suspicion
+from nftguard.who.clients import APART, Clients, Look, Suspicion
+from nftguard.wire import sockdiag
 
 MOST_PROGRAMS = 32
 """Programs that are remembered; the one whose last attempt is the oldest is forgotten first."""

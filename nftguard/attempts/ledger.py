@@ -16,9 +16,9 @@ from nftguard.model import Hook
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from nftguard.culprit import Culprit
     from nftguard.model import Counter as NamedCounter
-    from nftguard.nflog import Attempt
+    from nftguard.who.culprit import Culprit
+    from nftguard.wire.nflog import Attempt
 
 WINDOW = 150.0
 """Seconds after its last packet for which a flow is the same attempt: TCP's last repeat comes after 130 s (tcp(7))."""

@@ -14,7 +14,7 @@ import struct
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from nftguard import netlink
+from nftguard.wire import netlink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

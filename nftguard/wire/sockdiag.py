@@ -13,13 +13,13 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from nftguard import netlink
 from nftguard.model import Hook, Protocol
+from nftguard.wire import netlink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from nftguard.nflog import Attempt
+    from nftguard.wire.nflog import Attempt
 
 MOST = 4096
 """Sockets of one program that are looked at, the listening ones first; the rest is left out."""

@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nftguard.odds import ABSENT, BINS, EDGES, LATER, WAITED, Seen, bin_of, score, shares
+from nftguard.who.odds import ABSENT, BINS, EDGES, LATER, WAITED, Seen, bin_of, score, shares
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,8 +17,8 @@ from nftguard.bucket import Bucket
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from nftguard.culprit import Culprit
-    from nftguard.ledger import Moment
+    from nftguard.attempts.ledger import Moment
+    from nftguard.who.culprit import Culprit
 
 NAME = "alert.json"
 EVERY = 60.0

@@ -1,0 +1,1 @@
+"""Blocked attempts: folded, told, summed up, and read back from the journal."""
