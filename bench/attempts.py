@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import json
 import multiprocessing
 import os
 import random
@@ -16,7 +17,9 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import nftables
 
 from bench import traffic
 from bench.figure import Figure, Goal, progress
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
 PACKETS, LATENCIES, BATCH = 2000, 200, 900
 FLOOD = 10.0  # seconds
+REPAIRS = 10
 _USERS = range(2001, 2009)  # each with its own limit, so that the limit of all is what holds
 _BARE = (
     "add table inet bare\nadd chain inet bare output { type filter hook output priority filter; }\n"
@@ -198,24 +202,64 @@ def _cost(read: Callable[[], int]) -> float:
 
 def _flood() -> Iterator[Figure]:
     progress(f"attempts: a flood of {FLOOD:.0f} s")
-    with Namespace() as namespace, Guard(namespace) as guard, guard.daemon() as daemon:
+    with Namespace() as namespace, Guard(namespace) as guard:
         namespace.add_sink()
-        daemon.rest()
-        before = resident(daemon.pid)
-        sent = _fork.Value("L", 0)
         with namespace.entered():
-            flood = _fork.Process(target=_send, args=(sent,))
-            flood.start()
-        time.sleep(1)  # the bursts
-        begun, used, seen = time.monotonic(), _seconds(daemon.pid), sent.value
-        time.sleep(FLOOD - 2)
-        took = time.monotonic() - begun
-        share, rate = (_seconds(daemon.pid) - used) / took * 100, (sent.value - seen) / took
-        after = resident(daemon.pid)
-        flood.join()
-    progress(f"attempts: {rate:,.0f} attempts a second were blocked")
+            kernel = Nftables()
+        with guard.daemon() as daemon:
+            daemon.rest()
+            before = resident(daemon.pid)
+            with _flooding(namespace) as sent:
+                time.sleep(1)  # the bursts
+                begun, used, seen = time.monotonic(), _seconds(daemon.pid), sent.value
+                time.sleep(FLOOD - 2)
+                took = time.monotonic() - begun
+                share, rate = (_seconds(daemon.pid) - used) / took * 100, (sent.value - seen) / took
+                after = resident(daemon.pid)
+            counted = _packets(kernel)
+        told = json.loads((guard.folder / "state/ledger.json").read_text(encoding="utf-8"))["told"]
+        with guard.daemon() as daemon:
+            daemon.rest()
+            calm = [_repair(namespace, kernel) for _ in range(REPAIRS)]
+            with _flooding(namespace):
+                time.sleep(1)
+                busy = [_repair(namespace, kernel) for _ in range(REPAIRS)]
+        kernel.close()
+    if not sent.value == counted == told["mail.output.tcp.25"][0]:
+        raise RuntimeError(
+            f"{sent.value:,} were sent, {counted:,} counted, {told['mail.output.tcp.25'][0]:,} summed up"
+        )
+    progress(f"attempts: {rate:,.0f} a second were blocked; {counted:,} in all were counted and summed up, each")
     yield Figure("CPU under the flood", share, "%", "one core", 100, 1, Goal(25, "value"))
     yield Figure("resident after the flood", after, "MiB", "before", before, 1, Goal(1.1))
+    yield Figure("table back, under the flood", median(busy), "ms", "when calm", median(calm), REPAIRS)
+
+
+@contextmanager
+def _flooding(namespace: Namespace) -> Iterator[Any]:
+    """Have a process send for FLOOD seconds; give how many packets it has sent, as they go."""
+    sent = _fork.Value("L", 0)
+    with namespace.entered():
+        process = _fork.Process(target=_send, args=(sent,))
+        process.start()
+    yield sent
+    process.join()
+
+
+def _packets(kernel: Nftables) -> int:
+    return (kernel.nfnl.counter("mail.output.tcp.25") or (0, 0))[0]
+
+
+def _repair(namespace: Namespace, kernel: Nftables) -> float:
+    """Delete the table as another program would, and give the milliseconds until it is back."""
+    time.sleep(0.7)  # so that it is no fight
+    with namespace.entered():
+        its = nftables.Nftables()
+    begun = time.perf_counter()
+    its.cmd("delete table inet nftguard")
+    while kernel.nfnl.flags() is None:
+        time.sleep(0.0002)
+    return (time.perf_counter() - begun) * 1000
 
 
 def _seconds(pid: int) -> float:

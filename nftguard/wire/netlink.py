@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 1, 4, 0x300
-NLMSG_ERROR = 2
+NLMSG_ERROR, NLMSG_DONE = 2, 3
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
 NFNL_SUBSYS_NFTABLES, NFNL_SUBSYS_ULOG, NFPROTO_INET = 10, 4, 1
 NFGENMSG = 4  # bytes: family, version, resource id; the attributes follow
@@ -91,6 +91,28 @@ def raise_for_error(found: Message) -> bool:
     if code:
         raise OSError(-code, os.strerror(-code))
     return True
+
+
+def ask(sock: socket.socket, kind: int, body: bytes, *, dump: bool = False, most: int = 1 << 20) -> Iterator[Message]:
+    """Ask, and give the answer: one message, or all those of a dump, at most so many.
+
+    The kernel answers within the calls to send() and recv(), so that a socket that does not block will do. Raises
+    OSError with the kernel's code for a refusal, also for one that ends a dump.
+    """
+    sock.send(message(kind, body, NLM_F_REQUEST | (NLM_F_DUMP if dump else 0)))
+    told = 0
+    while told < most:
+        for found in messages(sock.recv(1 << 16)):
+            if found.kind == NLMSG_DONE:
+                code = struct.unpack_from("=i", found.body)[0] if len(found.body) >= 4 else 0
+                if code < 0:
+                    raise OSError(-code, os.strerror(-code))
+                return
+            raise_for_error(found)
+            yield found
+            told += 1
+        if not dump:
+            return
 
 
 def receive(sock: socket.socket, most: int) -> tuple[list[bytes], bool]:

@@ -26,8 +26,6 @@ MOST = 4096
 
 _BUFFER = 1 << 18
 _NETLINK_SOCK_DIAG = 4
-_DUMP = netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP
-_NLMSG_DONE = 3
 _BY_FAMILY = 20  # SOCK_DIAG_BY_FAMILY
 # TCP sockets of both families at once, while a request by family must walk the same hash table once for each. It is the
 # older interface, which the kernel keeps (inet_diag_rcv_msg_compat).
@@ -134,7 +132,7 @@ def _find_tcp(attempt: Attempt, source: bytes, destination: bytes) -> Entry | No
         + _ID_REST.pack(interface, _NO_COOKIE, _NO_COOKIE)
     )
     wanted = (_SYN_SENT, attempt.source_port, attempt.port, source, destination)
-    for found in _ask(_BY_FAMILY, request, netlink.NLM_F_REQUEST):
+    for found in _ask(_BY_FAMILY, request):
         # Where there is none, the kernel gives a listening socket on that port.
         if (found.state, found.port, found.remote_port, found.local, found.remote) == wanted:
             return found
@@ -146,7 +144,7 @@ def _find_udp(attempt: Attempt, source: bytes, destination: bytes) -> Entry | No
     could = []
     for family in (socket.AF_INET, socket.AF_INET6) if len(source) == 4 else (socket.AF_INET6,):
         request = _REQUEST.pack(family, _NUMBERS[attempt.protocol], 0, _ANY_STATE) + bytes(_ID.size + _ID_REST.size)
-        for found in _ask(_BY_FAMILY, request + netlink.attribute(_REQ_BYTECODE, condition), _DUMP):
+        for found in _ask(_BY_FAMILY, request + netlink.attribute(_REQ_BYTECODE, condition), dump=True):
             own = not any(found.local) or found.local == source
             to = (found.remote_port, found.remote) == (attempt.port, destination) or not found.remote_port
             if found.port == attempt.source_port and own and to:
@@ -167,11 +165,11 @@ def connections(cgroup: int) -> list[Connection]:
     )
     condition = struct.pack("=BBHQ", _BC_CGROUP_COND, 12, 16, cgroup)
     try:
-        sockets = list(_ask(_TCP_GETSOCK, request + netlink.attribute(_REQ_BYTECODE, condition), _DUMP))
+        sockets = list(_ask(_TCP_GETSOCK, request + netlink.attribute(_REQ_BYTECODE, condition), dump=True))
     except OSError as error:
         if error.errno != errno.EINVAL:  # before Linux 5.10 there was no such condition
             raise
-        sockets = list(_ask(_TCP_GETSOCK, request, _DUMP))
+        sockets = list(_ask(_TCP_GETSOCK, request, dump=True))
     ours = [found for found in sockets if found.cgroup == cgroup]
     ports = {found.port for found in ours if found.state == _LISTEN}
     return [
@@ -198,31 +196,13 @@ def _states(*numbers: int) -> int:
     return sum(1 << number for number in numbers)
 
 
-def _ask(kind: int, request: bytes, flags: int) -> Iterator[Entry]:
+def _ask(kind: int, request: bytes, *, dump: bool = False) -> Iterator[Entry]:
     """Ask for one socket or a dump of them, over a netlink socket of its own, so that no answer is left over."""
     with netlink.open_socket(_NETLINK_SOCK_DIAG, _BUFFER) as sock:
-        sock.send(netlink.message(kind, request, flags))
-        told = 0
-        while told < MOST:
-            data = sock.recv(1 << 16)
-            for message in netlink.messages(data):
-                if message.kind == _NLMSG_DONE:
-                    _raise_for_failure(message.body)
-                    return
-                netlink.raise_for_error(message)
-                found = decode(message.body) if message.kind == kind else None
-                if found:
-                    yield found
-                told += 1
-            if not flags & netlink.NLM_F_DUMP:
-                return
-
-
-def _raise_for_failure(done: bytes) -> None:
-    """Raise the OSError that a dump ended with: ENOENT where the kernel has no tcp_diag or udp_diag."""
-    code = struct.unpack_from("=i", done)[0] if len(done) >= 4 else 0
-    if code < 0:
-        raise OSError(-code, "the kernel lists no sockets")
+        for message in netlink.ask(sock, kind, request, dump=dump, most=MOST):
+            found = decode(message.body) if message.kind == kind else None
+            if found:
+                yield found
 
 
 def decode(body: bytes) -> Entry | None:

@@ -25,13 +25,11 @@ _GET_DEVICE, _VERSION, _DEVICE_NAME, _DEVICE_PEERS = 0, 1, 2, 8
 _PEER_KEY, _PEER_ENDPOINT, _PEER_ALLOWED = 1, 4, 9
 _ALLOWED_ADDRESS, _ALLOWED_BITS = 2, 3
 _GET_LINK, _LINK_NAME, _LINK_INFO, _INFO_KIND = 18, 3, 18, 1
-_DONE = 3  # NLMSG_DONE
 _GENERIC_HEADER = 4  # bytes: command, version, reserved
 _LINK_HEADER = 16  # struct ifinfomsg
 
 _FRESH = 1.0  # seconds that an answer of the kernel holds: a peer may lose an address to another
 _INTERFACES = 256  # remembered
-_REPLIES = 4096  # datagrams of one answer
 _BUFFER = 1 << 20
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -93,7 +91,7 @@ def _routes(interface: str) -> Routes | None:
             number = family(sock, "wireguard")
             named = netlink.attribute(_DEVICE_NAME, interface.encode() + b"\0")
             body = struct.pack("BBxx", _GET_DEVICE, _VERSION) + named
-            return Routes(allowed(_ask(sock, number, body, netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP)))
+            return Routes(allowed(found.body for found in netlink.ask(sock, number, body, dump=True)))
     except (OSError, UnicodeError):  # gone by now, or not permitted
         return None
 
@@ -102,8 +100,8 @@ def kind(interface: str) -> str:
     """Give the kind of an interface, as `ip -details link` shows it: "wireguard", "veth"; "": none. Raises OSError."""
     with netlink.open_socket(netlink.NETLINK_ROUTE, _BUFFER) as sock:
         body = bytes(_LINK_HEADER) + netlink.attribute(_LINK_NAME, interface.encode() + b"\0")
-        for found in _ask(sock, _GET_LINK, body):
-            info = dict(netlink.attributes(found, _LINK_HEADER)).get(_LINK_INFO, b"")
+        for found in netlink.ask(sock, _GET_LINK, body):
+            info = dict(netlink.attributes(found.body, _LINK_HEADER)).get(_LINK_INFO, b"")
             return dict(netlink.attributes(info)).get(_INFO_KIND, b"").rstrip(b"\0").decode(errors="replace")
     return ""
 
@@ -111,24 +109,11 @@ def kind(interface: str) -> str:
 def family(sock: socket.socket, name: str) -> int:
     """Ask for the number of a generic netlink family. Raises OSError where the kernel has none of that name."""
     body = struct.pack("BBxx", _GET_FAMILY, 1) + netlink.attribute(_FAMILY_NAME, name.encode() + b"\0")
-    for found in _ask(sock, _CONTROL, body):
-        value = dict(netlink.attributes(found, _GENERIC_HEADER)).get(_FAMILY_ID, b"")
+    for found in netlink.ask(sock, _CONTROL, body):
+        value = dict(netlink.attributes(found.body, _GENERIC_HEADER)).get(_FAMILY_ID, b"")
         if len(value) == 2:
             return int(struct.unpack("=H", value)[0])
     raise OSError(f"no number for {name}")
-
-
-def _ask(sock: socket.socket, to: int, body: bytes, flags: int = netlink.NLM_F_REQUEST) -> Iterator[bytes]:
-    """Yield the bodies of the answer: one, or all those of a dump. Raises OSError for a refusal."""
-    sock.send(netlink.message(to, body, flags))
-    for _ in range(_REPLIES):
-        for found in netlink.messages(sock.recv(1 << 16)):  # the kernel answers within the call: nothing to wait for
-            netlink.raise_for_error(found)
-            if found.kind == _DONE:
-                return
-            yield found.body
-        if not flags & netlink.NLM_F_DUMP:
-            return
 
 
 def allowed(bodies: Iterable[bytes]) -> Iterator[tuple[Address, int, Peer]]:
