@@ -198,13 +198,15 @@ class Ledger:
             self._since.pop(counter, None)
         return summaries
 
-    def rebase(self, totals: Mapping[str, Total]) -> None:
-        """Take in that counters were made anew, and begin with these totals: less than they had counted, it may be."""
-        seen = self._seen()
+    def rebase(self, totals: Mapping[str, Total]) -> bool:
+        """Take in that counters were made anew, and begin with these totals; tell whether more was told of one."""
+        seen, less = self._seen(), False
         for counter, total in totals.items():
             told, open_ = self.told.get(counter, Total()), seen.get(counter, Total())
             if told.packets + open_.packets > total.packets:
                 self.told[counter] = Total(total.packets - open_.packets, total.bytes - open_.bytes)
+                less = True
+        return less
 
     def settle(
         self, totals: Mapping[str, Total], now: Moment, *, every: bool = False, most: int = 1 << 30

@@ -178,7 +178,8 @@ class Recorder:
         )
         if gone:
             self._tell(self._ledger.finish(gone, Moment(time.monotonic(), time.time())))
-        self._ledger.rebase(anew)
+        if self._ledger.rebase(anew):
+            self._save()
         if time.monotonic() >= self._check_at:
             self._check_at = time.monotonic() + _CHECK_EVERY
             self.settle()
