@@ -35,6 +35,7 @@ class Bulletin:
         self.suspended = ""
         """Why nothing is blocked, and until when; empty as long as something is."""
         self.resync = 0  # seconds
+        self.log_target = "journal"
         self.tell_at: float | None = None
         """When, on the monotonic clock, attempts are due to be told."""
         self.records_dropped = 0
@@ -201,6 +202,7 @@ class Bulletin:
                 "pid": os.getpid(),
                 "namespace": state.namespace(),
                 "since": self._started,
+                "log": self.log_target,
                 "passes": self.passes,
                 "repairs": self._repairs,
                 "attempts": self._attempts,

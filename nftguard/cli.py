@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -82,14 +83,13 @@ def check(ctx: click.Context) -> None:
     kernel is not asked.
     """
     from nftguard.model import PLAIN
-    from nftguard.plan import rebuild
     from nftguard.status import summary
 
     desired = _desired(ctx, PLAIN)
     try:
         kernel = _kernel()
-        live, desired = kernel.snapshot(), _desired(ctx, kernel.features)
-        kernel.check(rebuild(live, desired))
+        desired = _desired(ctx, kernel.features)
+        kernel.check(desired)
     except NotPermittedError:
         click.echo(f"valid: {summary(desired)}; the kernel was not asked (run as root for that)")
         return
@@ -201,7 +201,8 @@ def status(ctx: click.Context, as_json: bool) -> None:
         found, code = standing.from_kernel(ctx.meta["config"])
     except NotPermittedError:
         found, code = standing.last_word()
-    click.echo(json.dumps(found) if as_json else render(found))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    click.echo(json.dumps(found) if as_json else render(found, width))
     sys.exit(code)
 
 

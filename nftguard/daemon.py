@@ -191,7 +191,7 @@ class Daemon:
     def _resume(self) -> None:
         """End a pause."""
         self._bulletin.suspended = ""
-        self._pace.wake(Cause.TIMER)
+        self._pace.wake(Cause.RESUME)
 
     def _stop(self) -> None:
         notify.stopping("stopping")

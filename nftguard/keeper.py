@@ -109,7 +109,7 @@ class Keeper:
         outcome = self._reconcile(self.good, working)
         if self.bulletin.counters != before:
             self._save()
-        if Cause.START in causes:
+        if causes & {Cause.START, Cause.RESUME}:
             self._applied(outcome, causes)
         elif outcome.plan:
             change = next((change for change in changes if change.pid and not _ours(change)), None)
@@ -128,6 +128,7 @@ class Keeper:
         outcome = reconcile(self._kernel, desired, working)
         self.bulletin.passed(outcome, desired)
         self.pace.resync = self.bulletin.resync = good.config.service.resync
+        self.bulletin.log_target = good.config.log.target
         self.pace.ended(ok=True)
         return outcome
 

@@ -13,16 +13,14 @@ import re
 import socket
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from nftguard import nftjson, nftscript
 from nftguard.errors import KernelError, NftguardError, NotPermittedError, UnavailableError
 from nftguard.model import FAMILY, OWNED, TABLE, Features, Table
+from nftguard.plan import Plan, create
 from nftguard.wire import netlink
 from nftguard.wire.nfnl import Nfnl
-
-if TYPE_CHECKING:
-    from nftguard.plan import Plan
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _LOOKS = 3  # how often to read again when somebody changes the ruleset meanwhile
@@ -47,8 +45,8 @@ class Kernel(Protocol):
         """Read our table; None where there is none. Raises KernelError."""
         ...
 
-    def check(self, plan: Plan) -> None:
-        """Ask whether the kernel would take the plan, without applying it. Raises KernelError when not."""
+    def check(self, table: Table) -> None:
+        """Ask whether the kernel would take the table, without making it. Raises KernelError when not."""
         ...
 
     def apply(self, plan: Plan) -> None:
@@ -141,11 +139,16 @@ class Nftables:
                 raise _error(f"list {what}", err)
         return str(out)
 
-    def check(self, plan: Plan) -> None:
-        """Ask whether the kernel would take the plan: it goes through the whole transaction and takes it back."""
+    def check(self, table: Table) -> None:
+        """Ask whether the kernel would take the table: it goes through the whole transaction and takes it back.
+
+        By another name, since nobody but its owner may say anything of a table that has one.
+        """
+        text = nftscript.script(Plan(tuple(create(table)))).replace(f" {FAMILY} {TABLE} ", f" {_PROBE} ")
+        text = text.replace(f" {FAMILY} {TABLE}\n", f" {_PROBE}\n")
         self._nft.set_dry_run(True)
         try:
-            self.apply(plan)
+            self._run(text, f"build the {len(table.counters)} counted ports of a table {FAMILY} {TABLE}")
         finally:
             self._nft.set_dry_run(False)
 
@@ -153,10 +156,12 @@ class Nftables:
         """Apply the whole plan or nothing."""
         if not plan:
             return
-        text = nftscript.script(plan)
-        code, _, err = self._nft.cmd(text)
+        self._run(nftscript.script(plan), f"apply {len(plan.steps)} changes to table {FAMILY} {TABLE}")
+
+    def _run(self, script: str, command: str) -> None:
+        code, _, err = self._nft.cmd(script)
         if code:
-            raise _error(f"apply {len(plan.steps)} changes to table {FAMILY} {TABLE}", err)
+            raise _error(command, err)
 
 
 def connect() -> Any:

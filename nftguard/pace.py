@@ -18,6 +18,7 @@ class Cause(StrEnum):
     NETWORK = "network change"
     TIMER = "timer"
     RETRY = "retry"
+    RESUME = "end of the pause"
 
 
 SETTLE = 0.2  # seconds that a network change waits for those that come with it

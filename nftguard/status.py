@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from enum import StrEnum
 from textwrap import wrap
@@ -114,21 +115,24 @@ def document(
     }
 
 
-def render(found: Mapping[str, Any]) -> str:
-    """Draw the document for people, at most 80 columns wide where names allow."""
+def render(found: Mapping[str, Any], width: int | None = None) -> str:
+    """Draw the document for people, at most 80 columns wide where names allow; with `width` long lines are wrapped."""
     lines = [f"{found['state']}: {found['summary']}"]
     lines += [f"  - {reason}" for reason in found["reasons"]]
     lines += [f"  warning: {warning}" for warning in found["warnings"]]
     if daemon := found["daemon"]:
         owns = "owns the table, " if daemon["owner"] else ""
-        lines.append(
-            f"daemon: process {daemon['pid']}, {owns}{daemon['repairs']} repairs, {daemon['attempts']} attempts seen"
-        )
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(daemon["since"]))
+        lines.append(f"daemon: process {daemon['pid']}, {owns}since {since}")
+        lines.append(f"since then: {_many(daemon['repairs'], 'repair')}, {_many(daemon['attempts'], 'attempt')} seen")
+        if daemon["log"] != "journal":
+            where = ", but in journalctl -k" if daemon["log"] == "kernel" else ""
+            lines.append(f'attempts are not recorded here{where}: [log] target is "{daemon["log"]}"')
         if daemon["attempts_lost"] or daemon["records_dropped"]:
             lines.append(f"lost: {daemon['attempts_lost']} attempts, {daemon['records_dropped']} records")
         if last := daemon["last_attempt"]:
             text = f"last attempt: {_ago(last['at'], found['at'])}, {last['text']}"
-            lines += wrap(text, 80, subsequent_indent="  ", break_on_hyphens=False)
+            lines += wrap(text, width, subsequent_indent="  ", break_on_hyphens=False) if width else [text]
         lines += [f"daemon: suspended, {daemon['suspended']}"] if daemon["suspended"] else []
     else:
         lines.append("daemon: not running; nothing repairs the rules (systemctl start nftguard)")
@@ -140,6 +144,10 @@ def render(found: Mapping[str, Any]) -> str:
                 f"{row['bytes']:>11}  {_ago(row['last_seen'], found['at'])}".rstrip()
             )
     return "\n".join(lines)
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _ago(when: float | None, now: float) -> str:

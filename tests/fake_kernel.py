@@ -38,8 +38,10 @@ class FakeKernel:
     def snapshot(self) -> Table | None:
         return self.table
 
-    def check(self, plan: Plan) -> None:
-        self._result(plan)
+    def check(self, table: Table) -> None:
+        if self.refusing:
+            raise KernelError("build", self.refusing)
+        _check_references(table)
 
     def apply(self, plan: Plan) -> None:
         if not plan:

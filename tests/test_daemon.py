@@ -544,6 +544,8 @@ def test_pause_ends_by_itself(guard: Guard, kernel: Nftables) -> None:
     assert guard.status()["daemon"]["suspended"]
     guard.until(lambda: kernel.snapshot() is not None, "the end of the pause")
     guard.until(lambda: guard.listen()[-1].get("STATUS") == "11 tcp ports blocked on output", "a STATUS that says so")
+    guard.logged("11 tcp ports blocked on output (end of the pause: ")
+    assert "repaired" not in guard.log(), "it was our own doing"
     assert guard.cli("pause", "--for", "soon").returncode == 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -107,6 +108,8 @@ def test_the_picture_fits_80_columns_and_says_everything() -> None:
         "attempts_lost": 3,
         "records_dropped": 4,
         "last_attempt": {"at": 3600.0, "text": text},
+        "since": 3600.0,
+        "log": "kernel",
         "suspended": "until 10:00:00",
     }
     found = document(
@@ -117,15 +120,19 @@ def test_the_picture_fits_80_columns_and_says_everything() -> None:
         daemon=daemon,
         at=1.0 + 3 * 3600,
     )
-    lines = render(found).splitlines()
+    lines = render(found, 80).splitlines()
     assert lines[0] == "degraded: 1,002 tcp ports blocked on output, 1,002 tcp ports blocked on forward"
     assert "  - x.toml: refused" in lines
     assert "  warning: beware" in lines
-    assert "daemon: process 7, owns the table, 1 repairs, 2 attempts seen" in lines
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(3600))
+    assert f"daemon: process 7, owns the table, since {since}" in lines
+    assert "since then: 1 repair, 2 attempts seen" in lines
+    assert 'attempts are not recorded here, but in journalctl -k: [log] target is "kernel"' in lines
     assert "lost: 3 attempts, 4 records" in lines
     assert "last attempt: 2 h ago, tcp 203.0.113.7:25 from ss-server (shadowsocks.service," in lines
     assert "  uid 998); very likely for its client 198.51.100.4" in lines
     assert "daemon: suspended, until 10:00:00" in lines
     assert max(map(len, lines)) <= 80
+    assert "last attempt: 2 h ago, " + text in render(found).splitlines(), "in a pipe, one line that grep finds"
     row = next(line for line in lines if line.startswith("mail"))
     assert row.split() == ["mail", "output", "tcp", "25", "123456789", "98765432100", "3", "h", "ago"]

@@ -19,6 +19,8 @@ from nftguard.who.attribution import Attribution, Finding
 from nftguard.wire.nflog import Reader
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from nftguard.attempts.ledger import Summary
     from nftguard.bulletin import Bulletin
     from nftguard.journal import JournalSink
@@ -30,6 +32,7 @@ _PATIENCE = 1.0  # seconds for the last sums
 _ASKED = 1000  # counters asked for at a time, some 10 µs each
 _MANY = 64  # attempts that were read at once
 _CHECK_EVERY = 60.0  # seconds between two looks at what was counted and not seen
+_REFRESH_EVERY = 0.5  # seconds
 _NAME = "ledger.json"
 
 
@@ -45,7 +48,7 @@ class Recorder:
         self._unread: int | None = None  # the NFLOG group that could not be read
         self.attribution = Attribution(nfnl)
         self._told_problem = ""
-        self._check_at = 0.0
+        self._check_at = self._refresh_at = 0.0
         # The one in /run is there after a crash even where the disk is full; the other after a reboot.
         self._paths = [Path(folder) / _NAME for folder in (bootscript.run_dir(), bootscript.state_dir())]
         told, culprits, self._begun = _load(self._paths)
@@ -89,7 +92,16 @@ class Recorder:
             self._ledger.repeat(attempt, now)
         if lost := self.reader.take_lost():
             self._bulletin.lost(lost)
+        if attempts and now.monotonic >= self._refresh_at:
+            self._refresh_at = now.monotonic + _REFRESH_EVERY
+            self._refresh({self._counter(attempt) for attempt in attempts} - {""})
         return len(attempts)
+
+    def _refresh(self, names: Iterable[str]) -> dict[str, Total]:
+        """Ask for these counters as they are now, also for those who look at status without being root."""
+        totals = {name: Total(*found) for name in names if (found := self._nfnl.counter(name))}
+        self._bulletin.counters |= {name: Counter(name, *total) for name, total in totals.items()}
+        return totals
 
     def _counter(self, attempt: Attempt) -> str:
         """Name the counter that counted it; empty where another program logs to our group, or the block is gone."""
@@ -138,8 +150,7 @@ class Recorder:
             return True
         names = self._ledger.behind(self._bulletin.counters)
         asked = names if every else islice(names, _ASKED)
-        totals = {name: Total(*found) for name in asked if (found := self._nfnl.counter(name))}
-        self._bulletin.counters |= {name: Counter(name, *total) for name, total in totals.items()}
+        totals = self._refresh(asked)
         if not self._begun:
             self._begun = True
             self._ledger.begin(totals)

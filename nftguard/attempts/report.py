@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from nftguard.attempts.row import Row
 from nftguard.names import shown
-from nftguard.who.clients import LIKELY
+from nftguard.who.clients import LIKELY, VERY_LIKELY
 
 if TYPE_CHECKING:
     from nftguard.attempts.records import Record
@@ -196,16 +196,19 @@ class Report:
         client = str(row.clients)
         if client:
             name = row.clients.ranked()[0][0]
-            client = f"{name} ({row.confidence[name]:.0%} sure){client.removeprefix(name)}"
+            sure = "very likely" if row.confidence[name] >= VERY_LIKELY else "likely"
+            of = f"{row.clients.counts[name]} of {_many(row.attempts, 'attempt')}"
+            client = f"{name} ({sure}, for {of}){client.removeprefix(name)}"
         about = [("unit", "by", str(row.places)), ("destination", "to", str(row.destinations))]
         about.append(("client", "suspected client", client))
         lines = [f"{what} {value}" for by, what, value in about if value and by != self.by]
-        return [f"first {_at(row.first)}, last {_at(row.last)}", *lines]
+        first, last = _at(row.first), _at(row.last)
+        return [f"at {first}" if first == last else f"first {first}, last {last}", *lines]
 
     def _notes(self) -> list[str]:
         notes = [
             (self.open, "attempt", "still open: not all of their packets are summed up"),
-            (self.unseen, "more packet", "counted that nobody saw one by one"),
+            (self.unseen, "more packet", "counted, not seen one by one: a flood, or replies (docs/attempts.md)"),
             (self.lost, "attempt", "not told: too many at once, or malformed"),
             (self.dropped, "record", "dropped while journald took none"),
             (self.missing, "record", "missing from the journal: its rate limit or storage, journald.conf(5)"),
@@ -222,7 +225,8 @@ def _place(record: Record) -> str:
     if container := record.text("CONTAINER"):
         return shown(container)
     if session := record.text("SESSION"):
-        return f"session {shown(session)}"
+        # The numbers begin anew with each boot.
+        return f"session {shown(session)} ({_user(record) or 'user not known'})"
     if unit := record.text("USER_UNIT"):  # by that user's own word: never to be taken for the system's unit
         return f"{shown(unit)} of {_user(record) or 'a user'}"
     if unit := record.text("UNIT"):
@@ -253,7 +257,7 @@ def _time(record: Record, name: str) -> float:
 
 
 def _at(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
 
 def fit(text: str, width: int) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from nftguard import policy
 from nftguard.model import Hook
+from nftguard.names import shown
 
 if TYPE_CHECKING:
     from nftguard.attempts.ledger import Moment, Summary
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from nftguard.who.clients import Suspicion
     from nftguard.wire.nflog import Attempt
 
+_NAMED = 3  # programs that it may have been
 _WAY = {Hook.OUTPUT: "", Hook.FORWARD: "forwarded ", Hook.INPUT: "incoming "}
 
 
@@ -24,7 +26,10 @@ def what(attempt: Attempt) -> str:
 
 def by(finding: Finding) -> str:
     """Say who did: `ss-server (shadowsocks.service, uid 998); very likely for its client 198.51.100.4`."""
-    return f"{finding.culprit}{_client(finding.suspicion)}"
+    culprit = finding.culprit
+    names = sorted({shown(one.rpartition("[")[0]) for one in culprit.candidates})
+    perhaps = f"; perhaps {', '.join(names[:_NAMED])}{' or another' if len(names) > _NAMED else ''}" if names else ""
+    return f"{culprit}{perhaps}{_client(finding.suspicion)}"
 
 
 def _client(suspicion: Suspicion | None) -> str:

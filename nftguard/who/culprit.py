@@ -50,10 +50,10 @@ class Culprit:
 
     @property
     def home(self) -> tuple[object, ...]:
-        """Where he is at home: what all his attempts share, also those of which the program is not known."""
+        """Where he is at home: what all his attempts share, whatever the program and the login session."""
         if self.source:
             return (self.source, self.interface)
-        return (self.uid, self.container, self.session, self.user_unit, self.unit)
+        return (self.uid, self.container) if self.session else (self.uid, self.container, self.user_unit, self.unit)
 
     @property
     def crowd(self) -> tuple[object, ...]:
@@ -69,7 +69,7 @@ class Culprit:
     @property
     def key(self) -> tuple[object, ...]:
         """What attempts that are summed up together share."""
-        return (*self.home, self.container, self.program)
+        return (*self.home, self.container, self.session, self.program)
 
     def __str__(self) -> str:
         """Say it in a few words: `ss-server (shadowsocks.service, uid 998)`."""

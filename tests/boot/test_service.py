@@ -49,6 +49,10 @@ def test_a_started_service_blocks_and_says_so(guarded: Machine) -> None:
     assert shown == "11 tcp ports blocked on output\n"
 
 
+def test_the_kernel_is_asked_what_it_would_take_also_while_the_daemon_owns_the_table(guarded: Machine) -> None:
+    assert guarded.run(["nftguard", "check"]).stdout.startswith("valid, and the kernel would take it: 11 tcp ports")
+
+
 def test_it_runs_without_privilege_but_one(guarded: Machine) -> None:
     pid = guarded.run(["systemctl", "show", "-P", "MainPID", "nftguard"]).stdout.strip()
     found = guarded.run(
