@@ -126,6 +126,7 @@ def _hear(talkers: subprocess.Popen[str], word: str) -> str:
     """Read the next line, which begins with the word."""
     assert talkers.stdout
     line = talkers.stdout.readline()
-    assert line.startswith(word), line
-    assert line.endswith("\n"), line
+    if not line.startswith(word) or "Traceback" in line:
+        talkers.kill()
+        raise AssertionError(line + talkers.stdout.read())
     return line

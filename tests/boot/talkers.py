@@ -56,19 +56,22 @@ class Talker:
         self.said += 1
 
     async def talk(self) -> None:
-        """Be busy, for ever."""
-        streams = await self.through(self.port)
+        """Be busy, for ever; connect anew where the proxy hangs up, as anybody would."""
         while True:
-            await asyncio.sleep(_random.expovariate(RATE))
-            if _random.random() < SHORT:
-                own = await self.through(self.port)
-                await self.say(own)
-                own[1].close()
-            else:
-                await self.say(streams)
+            with contextlib.suppress(OSError, EOFError, AssertionError):
+                streams = await self.through(self.port)
+                while True:
+                    await asyncio.sleep(_random.expovariate(RATE))
+                    if _random.random() < SHORT:
+                        own = await self.through(self.port)
+                        await self.say(own)
+                        own[1].close()
+                    else:
+                        await self.say(streams)
+            await asyncio.sleep(0.1)
 
     async def attempt(self, port: int) -> None:
-        with contextlib.suppress(OSError, AssertionError, asyncio.IncompleteReadError, TimeoutError):
+        with contextlib.suppress(OSError, EOFError, AssertionError):
             async with asyncio.timeout(PATIENCE):
                 reader, writer = await self.through(port)
                 try:
@@ -104,9 +107,6 @@ async def main(host: str, port: int, places: list[str]) -> None:
             _random.shuffle(guilty)
             tasks += [asyncio.create_task(talker.attempt(int(target))) for talker in guilty]
         await asyncio.sleep(0.3)
-        for task in tasks[: len(talkers)]:
-            if task.done():
-                task.result()
         said = sum(talker.said for talker in talkers) - before
         _tell(f"{said / len(talkers) / (time.monotonic() - begun):.1f}")
 
