@@ -12,16 +12,20 @@ import sys
 import time
 from pathlib import Path
 
-from bench import apply, attempts, memory, packet, repair, start
+from bench import apply, attempts, clients, memory, packet, repair, start
 from bench.figure import Section, progress, render
 
 FAMILIES = {"start": start, "repair": repair, "packet": packet, "apply": apply, "attempts": attempts, "memory": memory}
+LONG = {"clients": clients}
+"""Families that take half an hour, and are measured only when they are asked for."""
 
 
 def main() -> None:
     """Measure what was asked for, in the order of the table."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--only", metavar="NAME", choices=FAMILIES, help=f"one family: {', '.join(FAMILIES)}")
+    parser.add_argument(
+        "--only", metavar="NAME", choices=FAMILIES | LONG, help=f"one family: {', '.join(FAMILIES | LONG)}"
+    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures there, too")
     arguments = parser.parse_args()
     if os.geteuid():
@@ -31,7 +35,7 @@ def main() -> None:
     sections: dict[str, Section] = {}
     for name in [arguments.only] if arguments.only else FAMILIES:
         progress(f"{name}: begun after {time.monotonic() - begun:.0f} s")
-        family = FAMILIES[name]
+        family = (FAMILIES | LONG)[name]
         sections[name] = Section((family.__doc__ or name).splitlines()[0].rstrip("."), tuple(family.measure()))
     host = f"kernel {platform.release()}, {_nft()}, {os.cpu_count()} CPUs, python {platform.python_version()}"
     print(render(sections.values()))

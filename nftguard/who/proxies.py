@@ -72,11 +72,6 @@ class Proxies:
         program.next_look = ended + max(_BETWEEN_OWN, pause)
         return program.known
 
-    def known(self, cgroup: int) -> Suspicion | None:
-        """Say who is behind a program's attempts, by all that was seen since; None where nothing is known."""
-        program = self._programs.get(cgroup)
-        return program.clients.suspicion(time.monotonic()) if program else None
-
     def due(self) -> float | None:
         """Tell when, on the monotonic clock, the next `tick` is due; None while there is nothing to look at."""
         return min((program.next_tick for program in self._watched().values()), default=None)
