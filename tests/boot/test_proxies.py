@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 # The time to build the image, which is the first test's, is in it.
 pytestmark = pytest.mark.timeout(900)
 
-RUNS = 10
-
 
 @pytest.fixture(scope="module")
 def crowded(image: Image) -> Image:
@@ -34,16 +32,19 @@ def guarded(crowded: Image) -> Iterator[Machine]:
         yield machine
 
 
+@pytest.mark.parametrize("runs", [3, pytest.param(10, marks=pytest.mark.long)])
 @pytest.mark.parametrize("proxy", PROXIES)
-def test_the_client_behind_a_proxys_attempts_is_named_after_seven(guarded: Machine, crowded: Image, proxy: str) -> None:
+def test_the_client_behind_a_proxys_attempts_is_named_after_seven(
+    guarded: Machine, crowded: Image, proxy: str, runs: int
+) -> None:
     crowd = Crowd(guarded, crowded, proxy)
-    outcomes = [crowd.run(seed) for seed in range(RUNS)]
+    outcomes = [crowd.run(seed) for seed in range(runs)]
     assert min(outcome.rate for outcome in outcomes) > 10, "else the clients were not busy"
     assert [outcome for outcome in outcomes if outcome.wrong] == []
-    assert sum(outcome.right for outcome in outcomes) >= 0.9 * RUNS, outcomes
+    assert sum(outcome.right for outcome in outcomes) >= runs - 1, outcomes
 
 
 def test_two_clients_who_always_act_together_are_not_told_apart(guarded: Machine, crowded: Image) -> None:
     crowd = Crowd(guarded, crowded, "microsocks")
-    outcomes = [crowd.run(seed, together=2) for seed in range(3)]
+    outcomes = [crowd.run(seed, together=2) for seed in range(2)]
     assert [outcome for outcome in outcomes if outcome.right or outcome.wrong] == []
