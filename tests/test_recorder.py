@@ -168,6 +168,21 @@ def test_the_same_port_used_again_by_another_is_not_taken_for_the_first(witness:
     assert [record["cgroup"].rsplit("/", 1)[1] for record in found] == names
 
 
+def test_who_it_may_have_been_is_said_where_there_are_few(witness: Witness, slice_: Path) -> None:
+    """A shell that started it is still there, who sent has ended: he is among the candidates, or is none of them."""
+    witness.guard(BLOCK)
+    place = unit(slice_, "one.service")
+    code = "import socket; s = socket.socket(); s.setblocking(False); s.connect_ex(('127.0.0.1', 25))"
+    with witness.netns.popen(*joining(place, "sh", "-c", f'{sys.executable} -S -c "{code}"; sleep 9; :')) as shell:
+        (found,) = witness.events("blocked", 1)
+        shell.kill()
+    assert found["program"] in {"", "python"}
+    if not found["program"]:
+        names = {one.partition("[")[0] for one in found["candidates"].split()}
+        assert names <= {'"sh', "sh", '"python', "python", "sleep", '"sleep'}
+        assert "; perhaps " in found["by"]
+
+
 def test_datagrams_that_cannot_be_told_apart_are_nobodys(witness: Witness, slice_: Path) -> None:
     """Two services, the same ports, the same bytes: what the kernel noted fits both. Better unknown than wrong."""
     witness.guard(BLOCK + 'protocols = ["udp"]\n')

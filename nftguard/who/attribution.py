@@ -156,7 +156,8 @@ class Attribution:
             exe=details.exe,
             cmdline=details.cmdline,
             parent=details.parent,
-            candidates=() if program else tuple(map(str, group.of(attempt.uid)[:_CANDIDATES])),
+            # Of more processes than were looked at, the first few are no better than any.
+            candidates=tuple(map(str, group.of(attempt.uid)[:_CANDIDATES])) if group.complete and not program else (),
             known_by=known_by if path else "",
         )
         return Finding(culprit, suspicion)
