@@ -10,41 +10,29 @@ if TYPE_CHECKING:
 
 
 class Bucket:
-    """`rate` tokens a second, at most `burst` kept; full at first."""
+    """`rate` tokens a second, at most `burst` kept; full at first. A token may be a second of time that is used."""
 
     def __init__(self, rate: float, burst: float) -> None:
         self._rate, self._burst = rate, burst
         self._tokens = burst
         self._at = 0.0
 
-    def take(self, now: float) -> bool:
-        """Take a token, if there is one."""
+    def left(self, now: float) -> float:
+        """Give how many tokens there are."""
         self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._rate)
         self._at = now
-        if self._tokens < 1:
+        return self._tokens
+
+    def spend(self, tokens: float) -> None:
+        """Take what was used; it may be more than there was."""
+        self._tokens -= tokens
+
+    def take(self, now: float) -> bool:
+        """Take a token, if there is a whole one."""
+        if self.left(now) < 1:
             return False
-        self._tokens -= 1
+        self.spend(1)
         return True
-
-
-class Allowance:
-    """A share of the time, some of it at once: for what takes nobody knows how long."""
-
-    def __init__(self, share: float, burst: float) -> None:
-        """Allow `share` of each second, and `burst` seconds at once."""
-        self._share, self._burst = share, burst
-        self._credit = burst
-        self._at = 0.0
-
-    def left(self, now: float) -> bool:
-        """Whether there is some left."""
-        self._credit = min(self._burst, self._credit + max(0.0, now - self._at) * self._share)
-        self._at = now
-        return self._credit > 0
-
-    def spend(self, seconds: float) -> None:
-        """Take what was used; it may be more than was left."""
-        self._credit -= seconds
 
 
 class Buckets:

@@ -15,6 +15,7 @@ from nftguard.model import Counter, Hook, Table
 from nftguard.names import shown
 from nftguard.pace import FIGHT_AFTER, FIGHT_MOST
 from nftguard.status import Standing, State
+from nftguard.wording import many
 
 if TYPE_CHECKING:
     from nftguard.reconcile import Outcome
@@ -141,12 +142,14 @@ class Bulletin:
         self._attempts += 1
         self._seen[counter] = self._last_at = time.time()
         self._last = f"{what} from {by}"
-        if self.tell_at is None:
-            self.tell_at = time.monotonic() + self._tell_every
+        self._tell_soon()
 
     def lost(self, count: int) -> None:
         """Take in that attempts could not be told one by one."""
         self._lost += count
+        self._tell_soon()
+
+    def _tell_soon(self) -> None:
         if self.tell_at is None:
             self.tell_at = time.monotonic() + self._tell_every
 
@@ -178,10 +181,8 @@ class Bulletin:
         elif self.standing.state is State.DEGRADED:
             sentence += f"; DEGRADED: {self.standing.reasons[0]}"
         if self._attempts:
-            count = f"{self._attempts:,} attempt{'s' if self._attempts > 1 else ''}"
-            sentence += (
-                f"; {count}, the last at {time.strftime('%H:%M:%S', time.localtime(self._last_at))}: {self._last}"
-            )
+            at = time.strftime("%H:%M:%S", time.localtime(self._last_at))
+            sentence += f"; {many(self._attempts, 'attempt')}, the last at {at}: {self._last}"
         return sentence
 
     def tell(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -201,6 +200,8 @@ def status(ctx: click.Context, as_json: bool) -> None:
         found, code = standing.from_kernel(ctx.meta["config"])
     except NotPermittedError:
         found, code = standing.last_word()
+    import shutil
+
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     click.echo(json.dumps(found) if as_json else render(found, width))
     sys.exit(code)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 import time
 from datetime import datetime, timedelta
@@ -125,6 +124,8 @@ def _line(record: Record) -> str:
     today = at[:3] == time.localtime()[:3]
     line = f"{time.strftime('%H:%M:%S' if today else '%Y-%m-%d %H:%M:%S', at)} {record.message}"
     if sys.stdout.isatty():
+        import shutil
+
         from nftguard.attempts.report import fit
 
         return fit(line, shutil.get_terminal_size().columns)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from enum import StrEnum
 from textwrap import wrap
@@ -12,6 +11,7 @@ from nftguard import plan
 from nftguard.model import ORPHAN, OWNED, Chain, Hook, Vmap
 from nftguard.policy import blocked
 from nftguard.ports import merge
+from nftguard.wording import local_time, many
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -122,9 +122,8 @@ def render(found: Mapping[str, Any], width: int | None = None) -> str:
     lines += [f"  warning: {warning}" for warning in found["warnings"]]
     if daemon := found["daemon"]:
         owns = "owns the table, " if daemon["owner"] else ""
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(daemon["since"]))
-        lines.append(f"daemon: process {daemon['pid']}, {owns}since {since}")
-        lines.append(f"since then: {_many(daemon['repairs'], 'repair')}, {_many(daemon['attempts'], 'attempt')} seen")
+        lines.append(f"daemon: process {daemon['pid']}, {owns}since {local_time(daemon['since'])}")
+        lines.append(f"since then: {many(daemon['repairs'], 'repair')}, {many(daemon['attempts'], 'attempt')} seen")
         if daemon["log"] != "journal":
             where = ", but in journalctl -k" if daemon["log"] == "kernel" else ""
             lines.append(f'attempts are not recorded here{where}: [log] target is "{daemon["log"]}"')
@@ -144,10 +143,6 @@ def render(found: Mapping[str, Any], width: int | None = None) -> str:
                 f"{row['bytes']:>11}  {_ago(row['last_seen'], found['at'])}".rstrip()
             )
     return "\n".join(lines)
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _ago(when: float | None, now: float) -> str:

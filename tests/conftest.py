@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nftguard.kernel import Nftables
+from tests.groups import group
 from tests.netns import Namespace
 
 if TYPE_CHECKING:
@@ -68,3 +69,16 @@ def config_file(tmp_path: Path) -> Path:
     path = tmp_path / "nftguard.toml"
     path.write_text(f'[[block]]\nname = "mail"\nports = {list(ORIGIN)}\n')
     return path
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """A control group of the test's own, in which systemd could have put units."""
+    with group() as path:
+        yield path
+
+
+@pytest.fixture
+def clock() -> list[float]:
+    """A clock that the test moves by hand, in seconds."""
+    return [1000.0]

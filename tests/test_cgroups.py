@@ -10,22 +10,11 @@ import pytest
 from nftguard.errors import UnavailableError
 from nftguard.who import cgroups
 from nftguard.who.cgroups import Tree
-from tests.groups import group, joining
+from tests.groups import joining
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-
-@pytest.fixture
-def base() -> Iterator[Path]:
-    with group() as path:
-        yield path
-
-
-@pytest.fixture
-def clock() -> list[float]:
-    return [1000.0]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from nftguard.who import guests
 from nftguard.who.cgroups import Tree
 from nftguard.who.guests import Guests
 from nftguard.wire.nflog import Attempt
-from tests.groups import group, joining
+from tests.groups import joining
 from tests.netns import Namespace, connect
 
 if TYPE_CHECKING:
@@ -22,17 +22,6 @@ if TYPE_CHECKING:
 
 ID, OTHER = "0123456789ab" + "cdef" * 13, "ba9876543210" + "cdef" * 13
 POD = "2f1c8e4a-9b7d-4c3e-8a6f-5d4c3b2a1908"
-
-
-@pytest.fixture
-def base() -> Iterator[Path]:
-    with group() as path:
-        yield path
-
-
-@pytest.fixture
-def clock() -> list[float]:
-    return [1000.0]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from nftguard.who import processes
 from nftguard.who.processes import Details, Group, Process, Program
-from tests.groups import group, joining
+from tests.groups import joining
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,12 +21,6 @@ if TYPE_CHECKING:
     from tests.netns import Namespace
 
 UID = 4711
-
-
-@pytest.fixture
-def base() -> Iterator[Path]:
-    with group() as path:
-        yield path
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from nftguard.attempts.recorder import Recorder
 from nftguard.bulletin import Bulletin
 from nftguard.reconcile import reconcile
 from tests.examples import table_of
-from tests.groups import group, joining
+from tests.groups import joining
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,13 +102,6 @@ def witness(
         witness.recorder.close()
 
 
-@pytest.fixture
-def slice_() -> Iterator[Path]:
-    """A control group in which systemd could have put units; the path below the root begins with its name."""
-    with group() as path:
-        yield path
-
-
 def unit(above: Path, name: str) -> Path:
     (above / name).mkdir(parents=True, exist_ok=True)
     return above / name
@@ -116,28 +109,28 @@ def unit(above: Path, name: str) -> Path:
 
 @pytest.mark.parametrize("action", ["drop", "reject"])
 @pytest.mark.parametrize("way", ["waiting", "at once"])
-def test_whoever_sent_is_named_also_when_he_is_gone(witness: Witness, slice_: Path, action: str, way: str) -> None:
+def test_whoever_sent_is_named_also_when_he_is_gone(witness: Witness, base: Path, action: str, way: str) -> None:
     """Over IPv4, IPv6 and v4-mapped; the process has ended before anybody looks."""
     witness.guard(BLOCK + f'action = "{action}"\n')
     for name in ("one.service", "two.service"):
-        witness.send(unit(slice_, name), way, *TARGETS)
+        witness.send(unit(base, name), way, *TARGETS)
     found = witness.events("blocked", 6)
-    groups = [f"/{slice_.name}/{name}" for name in ("one.service", "two.service") for _ in TARGETS]
+    groups = [f"/{base.name}/{name}" for name in ("one.service", "two.service") for _ in TARGETS]
     assert [(record["cgroup"], record["known_by"]) for record in found] == [(path, "kernel") for path in groups]
     assert {(record["uid"], record["user"]) for record in found} == {(0, "root")}
     assert [record["destination"] for record in found] == ["127.0.0.1", "::1", "127.0.0.1"] * 2
     assert {record["program"] for record in found} == {""}, "it has ended, and another may have been it"
 
 
-def test_datagrams_are_attributed_as_well(witness: Witness, slice_: Path) -> None:
+def test_datagrams_are_attributed_as_well(witness: Witness, base: Path) -> None:
     witness.guard(BLOCK + 'protocols = ["udp"]\n')
-    witness.send(unit(slice_, "one.service"), "udp", "127.0.0.1,25")
+    witness.send(unit(base, "one.service"), "udp", "127.0.0.1,25")
     (found,) = witness.events("blocked", 1)
-    assert (found["protocol"], found["cgroup"]) == ("udp", f"/{slice_.name}/one.service")
+    assert (found["protocol"], found["cgroup"]) == ("udp", f"/{base.name}/one.service")
 
 
 @pytest.mark.parametrize("segments", [2, 8, 100])
-def test_nobody_hides_behind_a_routing_header(witness: Witness, slice_: Path, segments: int) -> None:
+def test_nobody_hides_behind_a_routing_header(witness: Witness, base: Path, segments: int) -> None:
     """Any user may set one, of up to 2 KiB. Where the packet goes in the end stands in it (RFC 8754)."""
     witness.guard(BLOCK)
     code = (
@@ -148,13 +141,13 @@ def test_nobody_hides_behind_a_routing_header(witness: Witness, slice_: Path, se
     )
     witness.netns.run("ip", "-6", "route", "add", "2001:db8::/64", "dev", "lo")
     user = ["setpriv", "--reuid=1001", "--clear-groups", sys.executable, "-S", "-c", code, str(segments)]
-    witness.netns.run(*joining(unit(slice_, "one.service"), *user))
+    witness.netns.run(*joining(unit(base, "one.service"), *user))
     (found,) = witness.events("blocked", 1)
     assert (found["uid"], found["unit"], found["port"]) == (1001, "one.service", 25)
     assert found["destination"] == "2001:db8::25"
 
 
-def test_the_same_port_used_again_by_another_is_not_taken_for_the_first(witness: Witness, slice_: Path) -> None:
+def test_the_same_port_used_again_by_another_is_not_taken_for_the_first(witness: Witness, base: Path) -> None:
     """Same addresses, same ports, a moment later: only the sequence number tells them apart."""
     witness.guard(BLOCK + 'action = "reject"\n')
     code = (
@@ -163,15 +156,15 @@ def test_the_same_port_used_again_by_another_is_not_taken_for_the_first(witness:
     )
     names = [f"{number}.service" for number in range(8)]
     for name in names:
-        witness.netns.run(*joining(unit(slice_, name), sys.executable, "-S", "-c", code))
+        witness.netns.run(*joining(unit(base, name), sys.executable, "-S", "-c", code))
     found = witness.events("blocked", len(names))
     assert [record["cgroup"].rsplit("/", 1)[1] for record in found] == names
 
 
-def test_who_it_may_have_been_is_said_where_there_are_few(witness: Witness, slice_: Path) -> None:
+def test_who_it_may_have_been_is_said_where_there_are_few(witness: Witness, base: Path) -> None:
     """A shell that started it is still there, who sent has ended: he is among the candidates, or is none of them."""
     witness.guard(BLOCK)
-    place = unit(slice_, "one.service")
+    place = unit(base, "one.service")
     code = "import socket; s = socket.socket(); s.setblocking(False); s.connect_ex(('127.0.0.1', 25))"
     with witness.netns.popen(*joining(place, "sh", "-c", f'{sys.executable} -S -c "{code}"; sleep 9; :')) as shell:
         (found,) = witness.events("blocked", 1)
@@ -183,7 +176,7 @@ def test_who_it_may_have_been_is_said_where_there_are_few(witness: Witness, slic
         assert "; perhaps " in found["by"]
 
 
-def test_datagrams_that_cannot_be_told_apart_are_nobodys(witness: Witness, slice_: Path) -> None:
+def test_datagrams_that_cannot_be_told_apart_are_nobodys(witness: Witness, base: Path) -> None:
     """Two services, the same ports, the same bytes: what the kernel noted fits both. Better unknown than wrong."""
     witness.guard(BLOCK + 'protocols = ["udp"]\n')
     code = (
@@ -192,15 +185,15 @@ def test_datagrams_that_cannot_be_told_apart_are_nobodys(witness: Witness, slice
         "try: s.send(b'x')\nexcept PermissionError: pass"
     )
     for name in ("one.service", "two.service"):
-        witness.netns.run(*joining(unit(slice_, name), sys.executable, "-S", "-c", code))
+        witness.netns.run(*joining(unit(base, name), sys.executable, "-S", "-c", code))
     found = witness.events("blocked", 1)
-    assert [record["cgroup"] for record in found] in ([""], [f"/{slice_.name}/one.service"])
+    assert [record["cgroup"] for record in found] in ([""], [f"/{base.name}/one.service"])
 
 
-def test_a_process_that_still_waits_is_named(witness: Witness, slice_: Path) -> None:
+def test_a_process_that_still_waits_is_named(witness: Witness, base: Path) -> None:
     witness.guard(BLOCK)
     code = "import socket; s = socket.socket(); s.settimeout(9); s.connect_ex(('127.0.0.1', 25))"
-    argv = joining(unit(slice_, "one.service"), sys.executable, "-S", "-c", code)
+    argv = joining(unit(base, "one.service"), sys.executable, "-S", "-c", code)
     with witness.netns.popen(*argv) as process:
         (found,) = witness.events("blocked", 1)
         process.kill()
@@ -209,10 +202,10 @@ def test_a_process_that_still_waits_is_named(witness: Witness, slice_: Path) -> 
     assert "s.settimeout(9)" in found["cmdline"]
 
 
-def test_who_is_left_in_a_group_is_not_taken_for_who_moved_away(witness: Witness, slice_: Path) -> None:
+def test_who_is_left_in_a_group_is_not_taken_for_who_moved_away(witness: Witness, base: Path) -> None:
     """A socket stays with the group that it was made in. With the right to look, only who holds it is named."""
     witness.guard(BLOCK)
-    first, second = unit(slice_, "one.service"), unit(slice_, "two.service")
+    first, second = unit(base, "one.service"), unit(base, "two.service")
     code = (
         "import socket, sys; s = socket.socket(); open(sys.argv[1] + '/cgroup.procs', 'w').write('0');"
         "s.settimeout(9); s.connect_ex(('127.0.0.1', 25))"
@@ -225,11 +218,11 @@ def test_who_is_left_in_a_group_is_not_taken_for_who_moved_away(witness: Witness
     assert (found["unit"], found["program"], found["pid"]) == ("one.service", "", None)
 
 
-def test_ports_that_come_and_go_are_summed_up_exactly(witness: Witness, slice_: Path) -> None:
+def test_ports_that_come_and_go_are_summed_up_exactly(witness: Witness, base: Path) -> None:
     """A block is renamed, a port is taken out and put back, somebody deletes the table."""
     for text in (BLOCK, BLOCK.replace("mail", "post"), BLOCK.replace("25, ", ""), BLOCK):
         witness.guard(text)
-        witness.send(unit(slice_, "one.service"), "at once", *["127.0.0.1,25"] * 20)
+        witness.send(unit(base, "one.service"), "at once", *["127.0.0.1,25"] * 20)
         with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw:
             for _ in range(5):
                 with contextlib.suppress(PermissionError):
@@ -238,7 +231,7 @@ def test_ports_that_come_and_go_are_summed_up_exactly(witness: Witness, slice_: 
     witness.counted("mail.output.tcp.25")
     witness.netns.nft("delete table inet nftguard")
     witness.guard(BLOCK)
-    witness.send(unit(slice_, "one.service"), "at once", *["127.0.0.1,25"] * 10)
+    witness.send(unit(base, "one.service"), "at once", *["127.0.0.1,25"] * 10)
     witness.recorder.read()
     witness.recorder.settle(every=True)
     summed = sum(one["packets"] for one in witness.records if one["event"] == "blocked_summary")
@@ -254,15 +247,15 @@ def test_an_attempt_from_the_root_of_all_groups_has_no_unit(witness: Witness) ->
     assert (found["unit"], found["uid"]) == ("", 0)
 
 
-def test_sums_are_the_counters_whatever_was_logged(witness: Witness, slice_: Path, folders: Path) -> None:
+def test_sums_are_the_counters_whatever_was_logged(witness: Witness, base: Path, folders: Path) -> None:
     """Also for what opens no connection, what the kernel did not log, and what a flood folded."""
     witness.guard(BLOCK)
     flood = (
         "import socket\n"
         "for _ in range(3000): s = socket.socket(); s.setblocking(False); s.connect_ex(('127.0.0.1', 25))"
     )
-    witness.send(unit(slice_, "one.service"), "at once", *["127.0.0.1,465"] * 20)
-    witness.netns.run(*joining(unit(slice_, "two.service"), sys.executable, "-S", "-c", flood))
+    witness.send(unit(base, "one.service"), "at once", *["127.0.0.1,465"] * 20)
+    witness.netns.run(*joining(unit(base, "two.service"), sys.executable, "-S", "-c", flood))
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw:
         for _ in range(50):
             with contextlib.suppress(PermissionError):  # what a drop gives to a raw socket
@@ -281,11 +274,11 @@ def test_sums_are_the_counters_whatever_was_logged(witness: Witness, slice_: Pat
 
 
 def test_an_attempt_is_summed_up_once_its_window_has_ended(
-    witness: Witness, slice_: Path, monkeypatch: pytest.MonkeyPatch
+    witness: Witness, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger, "WINDOW", 0.3)
     witness.guard(BLOCK)
-    witness.send(unit(slice_, "one.service"), "at once", "127.0.0.1,25")
+    witness.send(unit(base, "one.service"), "at once", "127.0.0.1,25")
     (first,) = witness.events("blocked", 1)
     assert witness.events("blocked_summary") == []
     end = time.monotonic() + 5
@@ -301,25 +294,25 @@ def test_an_attempt_is_summed_up_once_its_window_has_ended(
     assert "pid" not in summary, "that was of one attempt, and may be another's by now"
 
 
-def test_a_new_culprit_is_told_once(witness: Witness, slice_: Path, folders: Path) -> None:
+def test_a_new_culprit_is_told_once(witness: Witness, base: Path, folders: Path) -> None:
     witness.guard(BLOCK)
     for _ in range(3):
-        witness.send(unit(slice_, "one.service"), "at once", "127.0.0.1,25")
+        witness.send(unit(base, "one.service"), "at once", "127.0.0.1,25")
     witness.events("blocked", 3)
     assert len(witness.events("culprit")) == 1
     witness.recorder.tick()
     (culprit,) = json.loads((folders / "run/alert.json").read_text())["culprits"]
-    assert culprit["cgroup"] == f"/{slice_.name}/one.service"
+    assert culprit["cgroup"] == f"/{base.name}/one.service"
     witness.recorder.close()
     again = Recorder(witness.kernel.nfnl, witness.bulletin)
     again.follow(25)
     witness.recorder = again
-    witness.send(unit(slice_, "one.service"), "at once", "127.0.0.1,25")
+    witness.send(unit(base, "one.service"), "at once", "127.0.0.1,25")
     witness.events("blocked", 4)
     assert len(witness.events("culprit")) == 1, "it is remembered from one process to the next"
 
 
-def test_a_process_cannot_forge_more_than_its_name(witness: Witness, slice_: Path) -> None:
+def test_a_process_cannot_forge_more_than_its_name(witness: Witness, base: Path) -> None:
     witness.guard(BLOCK)
     names = ["a\nb", "x (ssh.service)", "\x1b[31mred", '" (a, uid 0)']
     code = (
@@ -327,7 +320,7 @@ def test_a_process_cannot_forge_more_than_its_name(witness: Witness, slice_: Pat
         "s = socket.socket(); s.settimeout(9); s.connect_ex(('127.0.0.1', 25))"
     )
     for number, name in enumerate(names):
-        argv = joining(unit(slice_, f"{number}.service"), sys.executable, "-S", "-c", code, name)
+        argv = joining(unit(base, f"{number}.service"), sys.executable, "-S", "-c", code, name)
         with witness.netns.popen(*argv, stderr=subprocess.DEVNULL) as process:
             found = witness.events("blocked", number + 1)[-1]
             process.kill()

@@ -14,6 +14,7 @@ import nftguard
 SOURCES = Path(nftguard.__file__).parent
 PURE = (
     "bucket", "model", "names", "nftexpr", "nftjson", "nftscript", "pace", "plan", "policy", "ports", "status",
+    "wording",
     "attempts.ledger", "attempts.report", "attempts.row", "attempts.telling", "who.clients", "who.culprit", "who.odds",
 )  # fmt: skip
 IO = {

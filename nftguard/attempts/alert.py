@@ -43,22 +43,24 @@ class Alert:
         """Give the culprits that are known and were told, to be kept: who still waits is new to the next process."""
         return {key: at for key, at in self._known.items() if key not in self._pending}
 
-    def new(self, culprit: Culprit, fields: Mapping[str, object], now: Moment) -> bool:
-        """Tell whether the culprit is a new one, and take him down for the next alert."""
+    def meets(self, culprit: Culprit, now: Moment) -> bool:
+        """Take in that there was an attempt of his; tell whether he is new, and then to be added."""
         key = repr(culprit.home)
         seen = self._known.get(key)
         if seen is not None and now.wall - seen < _FORGET:
             self._known[key] = now.wall
             self._known.move_to_end(key)
             return False
-        if len(self._pending) >= _PENDING or not self._new.take(now.monotonic):
-            return False
+        return len(self._pending) < _PENDING and self._new.take(now.monotonic)
+
+    def add(self, culprit: Culprit, fields: Mapping[str, object], now: Moment) -> None:
+        """Know him from now on, and tell of him with the next alert."""
+        key = repr(culprit.home)
         self._known[key] = now.wall
         if len(self._known) > _KNOWN:
             self._known.popitem(last=False)
         told = {name: value for name, value in fields.items() if value not in {None, ""}}
         self._pending[key] = told | {"first": now.wall, "last": now.wall}  # seconds, as everywhere but in the journal
-        return True
 
     def due(self) -> float | None:
         """Give when, on the monotonic clock, `tell` is to be called."""

@@ -77,17 +77,17 @@ class Recorder:
         if not self.reader:
             return 0
         attempts, now = self.reader.read(), Moment(time.monotonic(), time.time())
-        first: dict[tuple[object, ...], Attempt] = {}
+        first: dict[tuple[object, ...], tuple[Attempt, str]] = {}
         repeats: list[Attempt] = []
         for attempt in attempts:
-            if attempt.flow in first:
+            if (flow := attempt.flow) in first:
                 repeats.append(attempt)
-            elif not self._ledger.repeat(attempt, now) and self._counter(attempt):
-                first[attempt.flow] = attempt
+            elif not self._ledger.repeat(attempt, now) and (counter := self._counter(attempt)):
+                first[flow] = attempt, counter
         # Where many wait, the first of them are not of this moment.
-        findings = self.attribution.explain([*first.values()], fresh=len(attempts) < _MANY)
-        for attempt, finding in zip(first.values(), findings, strict=True):
-            self._open(attempt, finding, now)
+        findings = self.attribution.explain([attempt for attempt, _ in first.values()], fresh=len(attempts) < _MANY)
+        for (attempt, counter), finding in zip(first.values(), findings, strict=True):
+            self._open(attempt, counter, finding, now)
         for attempt in repeats:
             self._ledger.repeat(attempt, now)
         if lost := self.reader.take_lost():
@@ -108,16 +108,20 @@ class Recorder:
         where = (attempt.block, attempt.hook, attempt.protocol, attempt.port)
         return policy.counter_of(self._bulletin.desired, *where)
 
-    def _open(self, attempt: Attempt, finding: Finding, now: Moment) -> None:
-        counter, suspicion = self._counter(attempt), finding.suspicion
+    def _open(self, attempt: Attempt, counter: str, finding: Finding, now: Moment) -> None:
+        suspicion = finding.suspicion
         client = Client(suspicion.client, suspicion.confidence) if suspicion and suspicion.clear else NOBODY
         account, record = self._ledger.open(attempt, counter, finding.culprit, now, client)
-        fields = telling.attempt_fields(attempt, finding, account, now)
+        new = self._alert.meets(finding.culprit, now)
         what, by = telling.what(attempt), telling.by(finding)
         self._bulletin.attempted(counter, what, by)
+        if not record and not new:
+            return  # the most of a flood
+        fields = telling.attempt_fields(attempt, finding, account, now)
         if record:
             log().info("blocked", **fields, what=what, by=by)
-        if self._alert.new(finding.culprit, fields, now):
+        if new:
+            self._alert.add(finding.culprit, fields, now)
             log().warning("culprit", **fields, what=what, by=by)
 
     def due(self) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from nftguard.attempts.row import Row
 from nftguard.names import shown
 from nftguard.who.clients import LIKELY, VERY_LIKELY
+from nftguard.wording import endpoint, local_time, many
 
 if TYPE_CHECKING:
     from nftguard.attempts.records import Record
@@ -68,8 +68,7 @@ class Report:
         row.attempts += 1
         at = _time(record, "FIRST")
         row.span(at, at)
-        address, port = record.text("DESTINATION"), record.text("PORT")
-        row.destinations.add(f"[{address}]:{port}" if ":" in address else f"{address}:{port}")
+        row.destinations.add(endpoint(record.text("DESTINATION"), record.text("PORT")))
         row.places.add(_place(record))
         if client := _client(record):
             row.clients.add(client)
@@ -113,7 +112,7 @@ class Report:
             case "client":
                 return _client(record)
             case _:
-                return record.text("DESTINATION")  # a summary has none
+                return record.text("DESTINATION")  # a summary of several has none
 
     def _process(self, record: Record, number: int) -> _Process:
         return self._processes.setdefault(record.process, _Process(number, number))
@@ -178,7 +177,7 @@ class Report:
         """Give all of it for people, in lines of at most 80 columns; None as `top` shows every row."""
         rows = self.ranked()
         named, unknown = [row for row in rows if row[0]], [row for row in rows if not row[0]]
-        head = f"Blocked attempts, {_at(self.since)} to {_at(self.until)}"
+        head = f"Blocked attempts, {local_time(self.since)} to {local_time(self.until)}"
         lines = (
             [f"{head}, by {self.by}", "", f" ATTEMPTS     PACKETS  {self.by.upper()}"] if rows else [f"{head}: none"]
         )
@@ -189,7 +188,7 @@ class Report:
         if left := named[top:] if top is not None else []:
             lines.append(f"{sum(row.attempts for _, row in left):>9,} {'':11}  and {len(left):,} more (--all)")
         if rows:
-            lines += ["", f"{_many(self.attempts, 'attempt')}, {_many(self.packets, 'packet')}"]
+            lines += ["", f"{many(self.attempts, 'attempt')}, {many(self.packets, 'packet')}"]
         return "\n".join(fit(line, WIDTH) for line in [*lines, *self._notes()])
 
     def _about(self, row: Row) -> list[str]:
@@ -197,12 +196,12 @@ class Report:
         if client:
             name = row.clients.ranked()[0][0]
             sure = "very likely" if row.confidence[name] >= VERY_LIKELY else "likely"
-            of = f"{row.clients.counts[name]} of {_many(row.attempts, 'attempt')}"
+            of = f"{row.clients.counts[name]} of {many(row.attempts, 'attempt')}"
             client = f"{name} ({sure}, for {of}){client.removeprefix(name)}"
         about = [("unit", "by", str(row.places)), ("destination", "to", str(row.destinations))]
         about.append(("client", "suspected client", client))
         lines = [f"{what} {value}" for by, what, value in about if value and by != self.by]
-        first, last = _at(row.first), _at(row.last)
+        first, last = local_time(row.first), local_time(row.last)
         return [f"at {first}" if first == last else f"first {first}, last {last}", *lines]
 
     def _notes(self) -> list[str]:
@@ -213,11 +212,7 @@ class Report:
             (self.dropped, "record", "dropped while journald took none"),
             (self.missing, "record", "missing from the journal: its rate limit or storage, journald.conf(5)"),
         ]
-        return [f"{_many(count, what)} {about}" for count, what, about in notes if count]
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+        return [f"{many(count, what)} {about}" for count, what, about in notes if count]
 
 
 def _place(record: Record) -> str:
@@ -254,10 +249,6 @@ def _time(record: Record, name: str) -> float:
     """Give a time in a record, in seconds since the epoch; when journald got it where there is none, or nonsense."""
     found = record.number(name) / 1e6
     return found if 0 < found <= record.at else record.at
-
-
-def _at(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
 
 def fit(text: str, width: int) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from nftguard import policy
 from nftguard.model import Hook
 from nftguard.names import shown
+from nftguard.wording import endpoint, many
 
 if TYPE_CHECKING:
     from nftguard.attempts.ledger import Moment, Summary
@@ -20,8 +21,7 @@ _WAY = {Hook.OUTPUT: "", Hook.FORWARD: "forwarded ", Hook.INPUT: "incoming "}
 
 def what(attempt: Attempt) -> str:
     """Say what was tried: `tcp 203.0.113.7:25`."""
-    host = f"[{attempt.destination}]" if ":" in attempt.destination else attempt.destination
-    return f"{_WAY[attempt.hook]}{attempt.protocol} {host}:{attempt.port}"
+    return f"{_WAY[attempt.hook]}{attempt.protocol} {endpoint(attempt.destination, attempt.port)}"
 
 
 def by(finding: Finding) -> str:
@@ -94,10 +94,9 @@ def summary_fields(summary: Summary) -> dict[str, object]:
 
 
 def _sum(summary: Summary, where: str) -> str:
-    packets = f"{summary.packets:,} packet{'s' if summary.packets > 1 else ''}"
+    packets = many(summary.packets, "packet")
     if summary.account:
-        attempts = f"{summary.attempts:,} attempt{'s' if summary.attempts != 1 else ''}"
-        text = f"{attempts}, {packets} to {where} from {summary.culprit or 'others'}"
+        text = f"{many(summary.attempts, 'attempt')}, {packets} to {where} from {summary.culprit or 'others'}"
         folded = summary.attempts - summary.recorded
         return f"{text}; {folded:,} without a record of their own" if folded else text
     text = f"{packets} more to {where} were counted and not seen one by one"

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from nftguard import policy
-from nftguard.bucket import Allowance, Buckets
+from nftguard.bucket import Bucket, Buckets
 from nftguard.errors import UnavailableError
 from nftguard.model import Hook, Protocol
 from nftguard.names import clean
@@ -56,7 +56,7 @@ class Attribution:
         self._proxies = Proxies()
         # What costs more than a question or two: how often, for whom, and how much of the time that repairs need, too.
         self._budget = Buckets(total=(100, 200), each=(20, 40))
-        self._time = Allowance(share=0.1, burst=0.02)
+        self._time = Bucket(rate=0.1, burst=0.02)  # seconds
         self._recent: dict[int, list[int]] = {}  # user id to control groups, the last one first
         self._list_at = 0.0
         self._tree: Tree | None = None
@@ -121,7 +121,7 @@ class Attribution:
     def _allowed(self, key: Hashable) -> Iterator[bool]:
         """Whether there is time to look closely; what it takes is counted."""
         began = time.monotonic()
-        yield self._time.left(began) and self._budget.take(key, began)
+        yield self._time.left(began) > 0 and self._budget.take(key, began)
         self._time.spend(time.monotonic() - began)
 
     def _local(self, attempt: Attempt, cgroup: int, now: float, fresh: bool) -> Finding:

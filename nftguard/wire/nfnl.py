@@ -49,9 +49,8 @@ class Nfnl:
         """
         command = f"look for table {FAMILY} {TABLE}"
         try:
-            for body in self._ask(_GETTABLE, netlink.attribute(_TABLE_NAME, _NAME)):
-                (number,) = struct.unpack("!I", dict(netlink.attributes(body, netlink.NFGENMSG))[_TABLE_FLAGS])
-                return frozenset(name for bit, name in _FLAGS.items() if number & bit)
+            (number,) = struct.unpack("!I", self._ask(_GETTABLE, netlink.attribute(_TABLE_NAME, _NAME))[_TABLE_FLAGS])
+            return frozenset(name for bit, name in _FLAGS.items() if number & bit)
         except PermissionError:
             raise NotPermittedError(command) from None
         except OSError as error:
@@ -61,31 +60,26 @@ class Nfnl:
                 raise UnavailableError("this kernel has no nf_tables; load the module nf_tables") from None
             raise KernelError(command, str(error.strerror)) from None
         except (LookupError, struct.error):
-            pass
-        raise KernelError(command, "no answer")
+            raise KernelError(command, "no answer") from None
 
     def generation(self) -> int | None:
         """Give the number of the ruleset's generation: every transaction of anybody makes a new one."""
         try:
-            for body in self._ask(_GETGEN, b""):
-                (number,) = struct.unpack("!I", dict(netlink.attributes(body, netlink.NFGENMSG))[_GEN_ID])
-                return int(number)
+            (number,) = struct.unpack("!I", self._ask(_GETGEN, b"")[_GEN_ID])
+            return int(number)
         except (OSError, LookupError, struct.error):
-            pass
-        return None
+            return None
 
     def counter(self, name: str) -> tuple[int, int] | None:
         """Give the packets and bytes of a counter of our table; None where it is missing."""
         asked = netlink.attribute(_OBJ_TABLE, _NAME) + netlink.attribute(_OBJ_NAME, name.encode() + b"\0")
         asked += netlink.attribute(_OBJ_TYPE, struct.pack("!I", _OBJECT_COUNTER))
         try:
-            for body in self._ask(_GETOBJ, asked):
-                data = dict(netlink.attributes(dict(netlink.attributes(body, netlink.NFGENMSG))[_OBJ_DATA]))
-                (packets,), (size,) = (struct.unpack("!Q", data[key]) for key in (_COUNTER_PACKETS, _COUNTER_BYTES))
-                return packets, size
+            data = dict(netlink.attributes(self._ask(_GETOBJ, asked)[_OBJ_DATA]))
+            (packets,), (size,) = (struct.unpack("!Q", data[key]) for key in (_COUNTER_PACKETS, _COUNTER_BYTES))
+            return packets, size
         except (OSError, LookupError, struct.error):
-            pass
-        return None
+            return None
 
     def holds(self, name: str, keys: Iterable[bytes]) -> set[bytes]:
         """Tell which of these keys are in the set `name`: one question each, many in one system call."""
@@ -115,11 +109,13 @@ class Nfnl:
         kind = netlink.NFNL_SUBSYS_NFTABLES << 8 | _NEWSETELEM
         return (key for found in self._replies() if found.kind == kind for key in _keys(found.body))
 
-    def _ask(self, kind: int, attributes: bytes) -> Iterator[bytes]:
+    def _ask(self, kind: int, attributes: bytes) -> dict[int, bytes]:
+        """Ask for one thing, and give its attributes. Raises OSError."""
         self._socket.send(self._message(kind, attributes, 0))
         for found in self._replies():
-            if not netlink.raise_for_error(found):
-                yield found.body
+            netlink.raise_for_error(found)
+            return dict(netlink.attributes(found.body, netlink.NFGENMSG))
+        return {}
 
     def _message(self, kind: int, attributes: bytes, flags: int) -> bytes:
         body = struct.pack("!BBH", netlink.NFPROTO_INET, 0, 0) + attributes
