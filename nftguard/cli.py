@@ -141,7 +141,7 @@ def apply(ctx: click.Context) -> None:
             lastgood.save(good, kernel.features)
         except OSError as error:
             click.echo(f"nftguard: not kept for the next start: {error.strerror}: {error.filename}", err=True)
-    click.echo(f"{status.summary(desired)} ({status.told_changes(len(outcome.plan.steps))})")
+    click.echo(f"{status.summary(desired)} ({status.told_changes(len(outcome.plan))})")
 
 
 @cli.command(short_help="Lift the block for a while.")
@@ -172,10 +172,10 @@ def remove(ctx: click.Context) -> None:
 
     with state.lock():
         kernel = _kernel()
-        if kernel.snapshot() is None:
+        if (live := kernel.snapshot()) is None:
             click.echo("nothing was blocked")
             return
-        kernel.apply(plan.remove())
+        kernel.apply(plan.remove(live))
     click.echo("rules lifted: nothing is blocked")
 
 

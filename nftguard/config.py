@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import re
 import stat
-import string
 import tomllib
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
 
-from nftguard import services
+from nftguard import services, values
 from nftguard.errors import ConfigError, Problem
 from nftguard.model import Action, Hook, Protocol
 from nftguard.ports import Ports, resolve
+from nftguard.values import toml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,45 +26,9 @@ if TYPE_CHECKING:
 MAX_FILE = 1 << 20  # bytes; a configuration of 65,535 listed ports is under half of it
 MAX_PREFIX = 127  # bytes; NF_LOG_PREFIXLEN - 1, linux/include/uapi/linux/netfilter/nf_log.h
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
-_RATE = re.compile(r"([1-9]\d{0,5})\s*/\s*(second|minute|hour|day)\s+per\s+flow")
-_DURATION = re.compile(r"([1-9]\d{0,5})\s*(s|sec|min|h|hour|d|day)?")
-_SECONDS = {"s": 1, "sec": 1, "min": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400}
-_PREFIX_FIELDS = ("block", "hook", "protocol", "port")
-# nft expands $names inside a quoted prefix, knows no escape for a quote, and the log wants one line.
-_PREFIX_REFUSED = re.compile(r'[^\x20-\x7e]|["\\$]')
-
 
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def _name(value: str) -> str:
-    if not _NAME.fullmatch(value):
-        raise ValueError(
-            f"{value!r} cannot be a name; use up to 32 letters, digits, '-' and '_', beginning with a letter"
-        )
-    return value
-
-
-def _text(value: object) -> object:
-    if not isinstance(value, str):  # ValueError: pydantic turns no other into a message of ours
-        raise ValueError(f"is a string in quotes, not {_toml(value)}")
-    return value
-
-
-def _listed(value: object) -> object:
-    if not isinstance(value, list):
-        raise ValueError(f"is a list, as in [{_toml(value)}]")
-    return value
-
-
-def _resync(value: object) -> int:
-    found = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    seconds = int(found[1]) * _SECONDS[found[2] or "s"] if found else 0
-    if not 1 <= seconds <= 86400:
-        raise ValueError(f"{_toml(value)} is not a time between '1s' and '1d', like '30s', '5min' or '1h'")
-    return seconds
 
 
 class Rate(_Strict):
@@ -75,44 +39,44 @@ class Rate(_Strict):
 
 
 def _rate(value: object) -> Rate:
-    found = _RATE.fullmatch(value) if isinstance(value, str) else None
-    if not found:
-        raise ValueError(f"{_toml(value)} is not a rate like '1/minute per flow' (per second, minute, hour or day)")
-    return Rate(count=int(found[1]), unit=found[2])  # type: ignore[arg-type]  # the pattern lists the four units
+    count, unit = values.rate(value)
+    return Rate(count=count, unit=unit)  # type: ignore[arg-type]  # it is one of the four
 
 
-def _prefix(value: str) -> str:
-    try:
-        parts = list(string.Formatter().parse(value))
-    except ValueError as error:
-        raise ValueError(f"{error}; write a brace as {{{{ or }}}}") from None
-    for _, name, spec, conversion in parts:
-        if name is not None and (name not in _PREFIX_FIELDS or spec or conversion):
-            known = ", ".join(f"{{{field}}}" for field in _PREFIX_FIELDS)
-            raise ValueError(f"no field {{{name}{'…' * bool(spec or conversion)}}}; there are {known}, as they are")
-    if found := _PREFIX_REFUSED.search(value):
-        raise ValueError(f"nft cannot take {found[0]!r} in a log prefix; use printable ASCII without quotes, \\ and $")
-    return value
-
-
-_Name = Annotated[str, BeforeValidator(_text), AfterValidator(_name)]
 _PortList = Annotated[
-    tuple[Annotated[tuple[Ports, ...], PlainValidator(services.parse)], ...], BeforeValidator(_listed)
+    tuple[Annotated[tuple[Ports, ...], PlainValidator(services.parse)], ...], BeforeValidator(values.listed)
 ]
 _T = TypeVar("_T")
-_Listed = Annotated[tuple[_T, ...], BeforeValidator(_listed), Field(min_length=1)]
+_Any = Annotated[tuple[_T, ...], BeforeValidator(values.listed)]
+_Listed = Annotated[_Any[_T], Field(min_length=1)]
+_Accounts = _Any[Annotated[str, PlainValidator(values.account)]]
+_Units = _Any[Annotated[str, PlainValidator(values.unit)]]
+_Places = _Any[Annotated[str, PlainValidator(values.place)]]
+_Interfaces = _Any[Annotated[str, PlainValidator(values.interface)]]
+
+
+class Allow(_Strict):
+    """`allow` of a block: who, and what, it lets through. Each list counts by itself; names are looked up later."""
+
+    users: _Accounts = ()
+    groups: _Accounts = ()
+    units: _Units = ()
+    to: _Places = ()
+    from_: Annotated[_Places, Field(alias="from")] = ()
+    interfaces: _Interfaces = ()
 
 
 class Block(_Strict):
     """One `[[block]]`: which ports are closed, where, and how."""
 
-    name: _Name
+    name: Annotated[str, PlainValidator(values.name)]
     ports: Annotated[_PortList, Field(min_length=1)]
     except_ports: _PortList = ()
     protocols: _Listed[Protocol] = (Protocol.TCP,)
     hooks: _Listed[Hook] = (Hook.OUTPUT,)
     action: Action = Action.DROP
     connections: Literal["all", "new"] = "all"
+    allow: Allow = Allow()
 
     def resolved(self) -> tuple[Ports, ...]:
         """List what is blocked: sorted, without overlap, narrow ranges port by port."""
@@ -124,7 +88,7 @@ class Log(_Strict):
     """`[log]`: where blocked attempts are written, and how often."""
 
     target: Literal["journal", "kernel", "none"] = "journal"
-    prefix: Annotated[str, BeforeValidator(_text), AfterValidator(_prefix)] = "NFTGUARD {hook} {protocol}/{port}: "
+    prefix: Annotated[str, PlainValidator(values.prefix)] = "NFTGUARD {hook} {protocol}/{port}: "
     rate: Annotated[Rate, PlainValidator(_rate)] = Rate(count=1, unit="minute")
     group: Annotated[int, Field(ge=0, le=65535, strict=True)] = 25
 
@@ -134,7 +98,7 @@ class Service(_Strict):
 
     on_stop: Literal["remove", "keep"] = "remove"
     ownership: Literal["auto", "off"] = "auto"
-    resync: Annotated[int, PlainValidator(_resync)] = 300  # seconds
+    resync: Annotated[int, PlainValidator(values.duration)] = 300  # seconds
 
 
 class Config(_Strict):
@@ -234,6 +198,17 @@ def _check(file: str, part: Config, owner: dict[str, str]) -> Iterator[Problem]:
                 file, f"{key}.connections", "'new' needs a protocol with connections; give udp a block with 'all'"
             )
 
+        if Hook.BRIDGE in block.hooks and block.action is Action.REJECT:
+            yield Problem(
+                file, f"{key}.action", "'reject' cannot be sent from between two ports of a bridge; give bridge a block"
+            )
+        if Hook.OUTPUT not in block.hooks:
+            for kind in ("users", "groups", "units"):
+                if getattr(block.allow, kind):
+                    yield Problem(
+                        file, f"{key}.allow.{kind}", "only what this host sends has a sender; the block lacks output"
+                    )
+
 
 def _check_prefixes(file: str, config: Config) -> Iterator[Problem]:
     if config.log.target != "kernel":
@@ -272,26 +247,18 @@ def _problem(file: str, detail: ErrorDetails) -> Problem:
         choices = re.findall(r"'([^']*)'", str(context["expected"]))
         near = get_close_matches(value, choices, n=1) if isinstance(value, str) else []
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        message = f"{_toml(value)} is not one of {', '.join(map(repr, choices))}{hint}"
+        message = f"{toml(value)} is not one of {', '.join(map(repr, choices))}{hint}"
     elif kind == "too_short":
         message = "is empty; list at least one"
     elif kind in {"model_type", "model_attributes_type", "tuple_type"}:
-        message = f"is {_toml(value)}; write it as {'[[block]]' if key.startswith('block') else f'a table: [{key}]'}"
+        table = "a table: { users = [...], to = [...] }" if key.endswith(".allow") else f"a table: [{key}]"
+        message = f"is {toml(value)}; write it as {'[[block]]' if re.fullmatch(r'block(.[0-9]+.)?', key) else table}"
     else:
-        message = f"{_toml(value)}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+        message = f"{toml(value)}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
     return Problem(file, key, message)
 
 
 def _keys(loc: tuple[int | str, ...]) -> list[str]:
     models: dict[str, type[BaseModel]] = {"block": Block, "log": Log, "service": Service}
-    return list((models[str(loc[0])] if loc else Config).model_fields)
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # an integer of more than 4,300 digits; a table nested too deeply
-        text = "a value beyond all measure"
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    model = Allow if "allow" in loc else models[str(loc[0])] if loc else Config
+    return [field.alias or name for name, field in model.model_fields.items()]

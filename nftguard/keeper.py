@@ -121,7 +121,7 @@ class Keeper:
 
     def _applied(self, outcome: Outcome, causes: frozenset[Cause]) -> None:
         summary = status.summary(self.bulletin.desired)
-        log().info("applied", summary=summary, cause=_told(causes), changes=told_changes(len(outcome.plan.steps)))
+        log().info("applied", summary=summary, cause=_told(causes), changes=told_changes(len(outcome.plan)))
 
     def _reconcile(self, good: LastGood, working: Callable[[], None]) -> Outcome:
         desired = replace(good, counters=self.bulletin.counters).table(self._kernel.features)
@@ -146,7 +146,7 @@ class Keeper:
         if live is not None:
             self.bulletin.count(live)
             self._save()
-            self._kernel.apply(remove())
+            self._kernel.apply(remove(live))
             log().warning("removed", cause=cause)
         self.bulletin.standing = Standing(State.UNPROTECTED, (f"lifted by {cause}",))
 

@@ -11,25 +11,29 @@ import errno
 import os
 import re
 import socket
+import sys
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
+from itertools import groupby
 from typing import Any, Protocol
 
 from nftguard import nftjson, nftscript
 from nftguard.errors import KernelError, NftguardError, NotPermittedError, UnavailableError
-from nftguard.model import FAMILY, OWNED, TABLE, Features, Table
+from nftguard.model import BRIDGE, FAMILY, OWNED, TABLE, Features, Set, Table, family
 from nftguard.plan import Plan, create
 from nftguard.wire import netlink
 from nftguard.wire.nfnl import Nfnl
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+_PROTOCOLS = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp", socket.IPPROTO_SCTP: "sctp", 33: "dccp"}
 _LOOKS = 3  # how often to read again when somebody changes the ruleset meanwhile
-_PROBE = f"{FAMILY} {TABLE}-probe"
+_PROBE = f"{TABLE}-probe"
 # What may be missing, as scripts that are only tried.
-_OWNING = f"create table {_PROBE} {{ flags owner, persist; }}\n"
-_NOTING = f"""add chain {_PROBE} probe
-add set {_PROBE} probe {{ typeof socket cgroupv2 level 1; size 1; flags dynamic, timeout; timeout 1s; }}
-add rule {_PROBE} probe update @probe {{ socket cgroupv2 level 1 }}
+_OWNING = f"create table {FAMILY} {_PROBE} {{ flags owner, persist; }}\n"
+_NOTING = f"""add chain {FAMILY} {_PROBE} probe
+add set {FAMILY} {_PROBE} probe {{ typeof socket cgroupv2 level 1; size 1; flags dynamic, timeout; timeout 1s; }}
+add rule {FAMILY} {_PROBE} probe update @probe {{ socket cgroupv2 level 1 }}
 """
 
 
@@ -77,29 +81,52 @@ class Nftables:
         return found
 
     def _read(self) -> Table | None:
-        flags = self.nfnl.flags()
-        if flags is None:
+        tables = {of: self._table(of, flags) for of in (FAMILY, BRIDGE) if (flags := self.nfnl.flags(of)) is not None}
+        if not tables:
             return None
-        table = f"table {FAMILY} {TABLE}"
+        found, *others = tables.values()
+        for other in others:
+            found = Table(
+                {**found.chains, **other.chains},
+                {**found.maps, **other.maps},
+                {**found.sets, **other.sets},
+                {**found.counters, **other.counters},
+                found.flags,
+                foreign=found.foreign | other.foreign | ({"other flags"} if other.flags != found.flags else set()),
+            )
+        return replace(found, families=frozenset(tables))
+
+    def _table(self, of: str, flags: frozenset[str]) -> Table:
+        table = f"table {of} {TABLE}"
         try:
             if flags and not flags <= self.features.flags:
                 # This one is to be replaced: its counters are all that is wanted of it, and nft 1.0.6 lists no more.
                 return Table(flags=flags, counters=nftjson.parse_counters(self._list(f"counters {table}")))
             # The elements of dynamic sets are left out: each costs 12 µs to print, and one that holds a control group
-            # a walk through all of them (cgroupv2_get_path() in nft 1.0.6). Those of maps are then listed one by one:
-            # 1.0.6 lists those of all tables, or of one map.
+            # a walk through all of them (cgroupv2_get_path() in nft 1.0.6). Those of maps, and of sets that are ours,
+            # are then listed one by one: 1.0.6 lists those of all tables, or of one map.
             self._nft.set_terse_output(True)
             try:
-                found = nftjson.parse(self._list(table))
+                found = nftjson.parse(self._list(table), of)
             finally:
                 self._nft.set_terse_output(False)
             names = [name for name in found.maps if _NAME.fullmatch(name)]  # no other can be of our making
-            maps = [nftjson.parse_map(self._list(f"map {FAMILY} {TABLE} {name}")) for name in names]
-            return replace(found, flags=flags, maps={**found.maps, **{listed.name: listed for listed in maps}})
+            maps = {name: nftjson.parse_map(self._list(f"map {of} {TABLE} {name}")) for name in names}
+            sets = {name: self._members(made) for name, made in found.sets.items() if isinstance(made, Set)}
+            return replace(found, flags=flags, maps={**found.maps, **maps}, sets={**found.sets, **sets})
         except UnicodeDecodeError:
             return Table(flags=flags, foreign=frozenset({"something with bytes that are no text"}))
         except nftjson.MalformedError as error:
             raise KernelError(f"list {table}", f"libnftables' reply is malformed: {error}") from None
+
+    def _members(self, made: Set) -> Set:
+        """List the elements of a set of ours, each with the seconds that it has left."""
+        if not _NAME.fullmatch(made.name):
+            return made
+        if not made.groups:
+            return nftjson.parse_set(self._list(f"set {family(made.name)} {TABLE} {made.name}"))
+        found = {_group(key): left // 1000 for key, left in self.nfnl.elements(made.name).items()}
+        return replace(made, elements=frozenset(found), left=found if made.timed else {})
 
     @cached_property
     def features(self) -> Features:
@@ -112,7 +139,7 @@ class Nftables:
         if self._would(_OWNING + _NOTING):
             return Features(OWNED)
         flags = OWNED if self._would(_OWNING) else frozenset()
-        return Features(flags, self._would(f"add table {_PROBE}\n{_NOTING}"))
+        return Features(flags, self._would(f"add table {FAMILY} {_PROBE}\n{_NOTING}"))
 
     def _would(self, script: str) -> bool:
         self._nft.set_dry_run(True)
@@ -144,8 +171,7 @@ class Nftables:
 
         By another name, since nobody but its owner may say anything of a table that has one.
         """
-        text = nftscript.script(Plan(tuple(create(table)))).replace(f" {FAMILY} {TABLE} ", f" {_PROBE} ")
-        text = text.replace(f" {FAMILY} {TABLE}\n", f" {_PROBE}\n")
+        text = nftscript.lines(create(table), _PROBE)
         self._nft.set_dry_run(True)
         try:
             self._run(text, f"build the {len(table.counters)} counted ports of a table {FAMILY} {TABLE}")
@@ -156,12 +182,28 @@ class Nftables:
         """Apply the whole plan or nothing."""
         if not plan:
             return
-        self._run(nftscript.script(plan), f"apply {len(plan.steps)} changes to table {FAMILY} {TABLE}")
+        what = f"apply {len(plan)} changes to table {FAMILY} {TABLE}"
+        if plan.steps:
+            self._run(nftscript.lines(plan.steps), what)
+        for name, steps in groupby(plan.late, key=lambda step: step.name):
+            # A control group that has ended is missed at once: whoever follows them will ask for another pass.
+            with suppress(KernelError):
+                self._run(nftscript.lines(steps), f"fill set {name}")
 
     def _run(self, script: str, command: str) -> None:
         code, _, err = self._nft.cmd(script)
         if code:
             raise _error(command, err)
+
+
+def _group(key: bytes) -> str:
+    """Give an element that ends with a control group: the id alone, or `tcp . 587 . ID`."""
+    # Every part of a key is padded to four bytes; the id is 64 bits in the order of this machine.
+    number = str(int.from_bytes(key[-8:], sys.byteorder))
+    if len(key) != 16:
+        return number
+    protocol = _PROTOCOLS.get(key[0], str(key[0]))
+    return f"{protocol} . {int.from_bytes(key[4:6])} . {number}"
 
 
 def connect() -> Any:

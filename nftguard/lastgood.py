@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,8 @@ from nftguard.plan import Plan, create
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from nftguard.allow import Allowance
+    from nftguard.host import Host
     from nftguard.model import Features, Table
 
 
@@ -32,14 +33,10 @@ class LastGood:
     counters: Mapping[str, Counter]
     mark: str
 
-    def table(self, features: Features) -> Table:
-        """Build its table, the counters with their totals; with what the kernel can do."""
-        table = _build(self.config, features)
+    def table(self, features: Features, host: Host | None = None, allowances: tuple[Allowance, ...] = ()) -> Table:
+        """Build its table, the counters with their totals; with what the kernel can do, and what names stand for."""
+        table = policy.build(self.config, features, host, allowances)
         return replace(table, counters={name: self.counters.get(name, made) for name, made in table.counters.items()})
-
-
-# Every pass, and every save, asks for the same table: at 10,000 ports it takes longer to build than to compare.
-_build = lru_cache(maxsize=2)(policy.build)
 
 
 def read(config: Path, counters: Mapping[str, Counter]) -> LastGood:
@@ -57,9 +54,9 @@ def path() -> Path:
     return Path(bootscript.state_dir()) / bootscript.NAME
 
 
-def save(good: LastGood, features: Features) -> None:
-    """Keep the policy. Raises OSError."""
-    table = good.table(features)
+def save(good: LastGood, features: Features, host: Host | None = None) -> None:
+    """Keep the policy, and what names stand for now, but for what ends with a boot. Raises OSError."""
+    table = good.table(features, host)
     totals = {name: [counter.packets, counter.bytes] for name, counter in table.counters.items() if counter.packets}
     comment = json.dumps({"config": _dump(good.config), "counters": totals})
     script = nftscript.script(Plan(tuple(create(table))))
@@ -81,7 +78,7 @@ def load() -> LastGood | None:
 def _dump(config: Config) -> dict[str, Any]:
     """Write a configuration as it would stand in a file."""
     ports = ("ports", "except_ports")
-    found = config.model_dump(mode="json", exclude={"block": {"__all__": set(ports)}, "log": {"rate"}})
+    found = config.model_dump(mode="json", by_alias=True, exclude={"block": {"__all__": set(ports)}, "log": {"rate"}})
     for block, kept in zip(config.block, found["block"], strict=True):
         kept |= {key: [str(span) for entry in getattr(block, key) for span in entry] for key in ports}
     found["log"]["rate"] = f"{config.log.rate.count}/{config.log.rate.unit} per flow"

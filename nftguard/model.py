@@ -11,8 +11,18 @@ if TYPE_CHECKING:
 
     from nftguard.ports import Ports
 
-FAMILY = "inet"
+FAMILY, BRIDGE = "inet", "bridge"
 TABLE = "nftguard"
+"""The name of the table, and of the one beside it in the bridge family where bridged guests are blocked too."""
+
+
+def family(name: str) -> str:
+    """Give the family of the table that holds an object: of the bridge family are those with that word in their name.
+
+    Names of objects are words with dots in between; no block may be called `bridge`.
+    """
+    return BRIDGE if BRIDGE in name.split(".") else FAMILY
+
 
 OWNED = frozenset({"owner", "persist"})
 """The flags of a table that only its owner may change, and that outlives it (nft 1.1.0, Linux 6.9)."""
@@ -41,6 +51,8 @@ class Hook(StrEnum):
     OUTPUT = "output"
     FORWARD = "forward"
     INPUT = "input"
+    BRIDGE = "bridge"
+    """From one port of a bridge to another: the kernel calls it forward, and only a table of that family sees it."""
 
 
 class Protocol(StrEnum):
@@ -60,7 +72,7 @@ class Action(StrEnum):
 
 
 class Key(StrEnum):
-    """What a dynamic set remembers packets by."""
+    """What of a packet is looked up in a set."""
 
     FLOW4 = "IPv4 flow"
     FLOW6 = "IPv6 flow"
@@ -68,9 +80,21 @@ class Key(StrEnum):
     SOURCE4 = "IPv4 source"
     SOURCE6 = "IPv6 source network"
     FAMILY = "address family"
+    ETHERNET = "Ethernet protocol"
+    """The same in the bridge family."""
     ATTEMPT = "attempt"
     """The control group of the socket, the source port, and the 32 bits at offset 4 of the transport header: of a TCP
     SYN those are the initial sequence number, which its repeats share, and another attempt from the same port not."""
+    GROUP = "group"
+    UNIT = "control group"
+    TO4 = "IPv4 destination"
+    TO6 = "IPv6 destination"
+    FROM4 = "IPv4 origin"
+    FROM6 = "IPv6 origin"
+    ENTERS = "interface it comes in by"
+    LEAVES = "interface it goes out by"
+    PROTOCOL = "protocol"
+    PORT = "destination port"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +154,20 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True)
+class Match:
+    """Match a packet that the set `name` holds, by these keys; `level` as for Update."""
+
+    keys: tuple[Key, ...]
+    name: str
+    level: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class HasUser:
+    """Match a packet whose socket still has a user: one that was closed with data left to send has none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """Log the packet: to the NFLOG group, or to the kernel log where `group` is None."""
 
@@ -151,7 +189,7 @@ class Foreign:
     text: str
 
 
-Statement = Verdict | Vmap | Count | Initial | Update | Log | Reject | Foreign
+Statement = Verdict | Vmap | Count | Initial | Update | Match | HasUser | Log | Reject | Foreign
 Rule = tuple[Statement, ...]
 
 
@@ -197,6 +235,33 @@ class DynamicSet:
 
 
 @dataclass(frozen=True, slots=True)
+class Set:
+    """What exceptions list: the elements are ours, as nft lists them (`104`, `10.0.0.0/8`, `tcp . 587 . 104`)."""
+
+    name: str
+    types: tuple[str, ...]
+    """As nft names them: `("uid",)`, `("inet_proto", "inet_service", "ipv4_addr")`."""
+    elements: frozenset[str] = frozenset()
+    timed: bool = False
+    """Whether elements end by themselves."""
+    foreign: str = ""
+    written: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """How elements are written, where that is not how they are listed: with quotes, a timeout, a path for an id."""
+    left: Mapping[str, int] = field(default_factory=dict, compare=False)
+    """Seconds after which an element ends, of a timed set."""
+
+    @property
+    def interval(self) -> bool:
+        """Whether an element may stand for many values."""
+        return not {"ipv4_addr", "ipv6_addr", "ifname"}.isdisjoint(self.types)
+
+    @property
+    def groups(self) -> bool:
+        """Whether it holds control groups: listed as ids, and written as paths."""
+        return "cgroupsv2" in self.types
+
+
+@dataclass(frozen=True, slots=True)
 class Counter:
     """A named counter."""
 
@@ -207,11 +272,12 @@ class Counter:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A whole table, each kind of object by its name."""
+    """All that is ours, each kind of object by its name; `family` says in which of the two tables it is."""
 
     chains: Mapping[str, Chain] = field(default_factory=dict)
     maps: Mapping[str, Map] = field(default_factory=dict)
-    sets: Mapping[str, DynamicSet] = field(default_factory=dict)
+    sets: Mapping[str, DynamicSet | Set] = field(default_factory=dict)
     counters: Mapping[str, Counter] = field(default_factory=dict)
     flags: frozenset[str] = frozenset()
+    families: frozenset[str] = frozenset({FAMILY})
     foreign: frozenset[str] = frozenset()  # objects of kinds that nftguard never makes, as "flowtable ft"

@@ -11,10 +11,12 @@ from typing import Any
 from nftguard.model import (
     Count,
     Foreign,
+    HasUser,
     Initial,
     Key,
     Limit,
     Log,
+    Match,
     Protocol,
     Reject,
     Rule,
@@ -45,8 +47,27 @@ ELEMENT: dict[Key, Json] = {
     Key.SOURCE4: _field("ip", "saddr"),
     Key.SOURCE6: {"&": [_field("ip6", "saddr"), "ffff:ffff:ffff:ffff::"]},
     Key.FAMILY: {"meta": {"key": "nfproto"}},
+    Key.ETHERNET: {"meta": {"key": "protocol"}},
+    Key.GROUP: {"meta": {"key": "skgid"}},
+    Key.UNIT: {"socket": {"key": "cgroupv2"}},
+    Key.TO4: _field("ip", "daddr"),
+    Key.TO6: _field("ip6", "daddr"),
+    Key.FROM6: _field("ip6", "saddr"),
+    Key.ENTERS: {"meta": {"key": "iifname"}},
+    Key.LEAVES: {"meta": {"key": "oifname"}},
+    Key.PROTOCOL: {"meta": {"key": "l4proto"}},
+    Key.PORT: _field("th", "dport"),
     Key.ATTEMPT: {"concat": [{"socket": {"key": "cgroupv2"}}, _field("th", "sport"), _BITS]},
 }
+
+
+# IPv4 origins and sources are the same expression: a dynamic set's key is the one, and that of an exception the other.
+_LOOKED_UP = {
+    json.dumps(ELEMENT[key], sort_keys=True): key
+    for key in (
+        Key.USER, Key.GROUP, Key.UNIT, Key.TO4, Key.TO6, Key.FROM6, Key.ENTERS, Key.LEAVES, Key.PROTOCOL, Key.PORT
+    )
+} | {json.dumps(ELEMENT[Key.SOURCE4], sort_keys=True): Key.FROM4}  # fmt: skip
 
 
 def rule(parts: Json) -> Rule:
@@ -96,12 +117,18 @@ def _reference(name: str) -> str:
     return name[1:]
 
 
-def _match(match: Json) -> Initial:
+def _match(match: Json) -> Initial | Match | HasUser:
     # {"match": {"op": "==", "left": {"&": [{"payload": {"protocol": "tcp", "field": "flags"}},
     #                                       ["fin", "syn", "rst", "ack"]]}, "right": "syn"}}
     # {"match": {"op": "==", "left": {"sctp chunk": {"name": "init"}}, "right": true}}
     # {"match": {"op": "!=", "left": {"payload": {"protocol": "dccp", "field": "type"}}, "right": "request"}}
+    # {"match": {"op": "==", "left": {"concat": [{"meta": {"key": "l4proto"}}, ...]}, "right": "@allowed.output.users"}}
     op, left, right = match["op"], match["left"], match["right"]
+    if isinstance(right, str) and right.startswith("@") and op == "==":
+        parts = left["concat"] if set(left) == {"concat"} else [left]
+        return Match(tuple(_LOOKED_UP[json.dumps(part, sort_keys=True)] for part in parts), right[1:])
+    if (op, left, right) == (">=", ELEMENT[Key.USER], 0):
+        return HasUser()
     if op not in {"==", "!="}:
         raise ValueError(op)
     match left:

@@ -7,9 +7,10 @@ desired table has, so that it shows as drift: a reply is never guessed at.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from nftguard.model import Base, Chain, Counter, DynamicSet, Key, Map, Rule, Table, Verdict
+from nftguard.model import FAMILY, Base, Chain, Counter, DynamicSet, Key, Map, Rule, Set, Table, Verdict, family
 from nftguard.nftexpr import ELEMENT, names, rule, verdict
 from nftguard.ports import Ports
 
@@ -27,6 +28,7 @@ _KEY_TYPE: dict[Key, list[Json]] = {
     Key.SOURCE4: ["ipv4_addr"],
     Key.SOURCE6: ["ipv6_addr"],
     Key.FAMILY: ["nf_proto"],
+    Key.ETHERNET: ["ether_type"],
     # as nft 1.0.6 lists it, and as 1.1.3 does
     Key.ATTEMPT: [["cgroupsv2", "inet_service", "integer"], {"typeof": ELEMENT[Key.ATTEMPT]}],
 }
@@ -36,17 +38,27 @@ class MalformedError(ValueError):
     """The reply is not what libnftables-json(5) describes."""
 
 
-def parse(reply: str) -> Table:
-    """Read the reply to `list table inet nftguard`, which may be terse: the elements of its maps are then missing.
+def parse(reply: str, of: str = FAMILY) -> Table:
+    """Read the reply to `list table FAMILY nftguard`, which may be terse: elements are then missing.
 
     Raises MalformedError when it is no such reply at all.
     """
-    return _read(reply, _table)
+    return _read(reply, lambda things: _table(things, of))
 
 
 def parse_map(reply: str) -> Map:
     """Read the reply to `list map inet nftguard NAME`. Raises MalformedError."""
     return _read(reply, lambda things: next(_map(entry["map"]) for entry in things if "map" in entry))
+
+
+def parse_set(reply: str) -> Set:
+    """Read the reply to `list set inet nftguard NAME` of a set whose elements are ours. Raises MalformedError."""
+
+    def read(things: Json) -> Set:
+        found = next(_set(entry["set"]) for entry in things if "set" in entry)
+        return found if isinstance(found, Set) else Set(found.name, (), foreign="is filled by packets")
+
+    return _read(reply, read)
 
 
 def parse_counters(reply: str) -> dict[str, Counter]:
@@ -70,16 +82,19 @@ def _counter(thing: Json) -> Counter:
     return Counter(thing["name"], int(thing["packets"]), int(thing["bytes"]))
 
 
-def _table(things: Json) -> Table:
+def _table(things: Json, of: str) -> Table:
     chains: dict[str, Chain] = {}
     rules: dict[str, list[Rule]] = {}
     maps: dict[str, Map] = {}
-    sets: dict[str, DynamicSet] = {}
+    sets: dict[str, DynamicSet | Set] = {}
     counters: dict[str, Counter] = {}
     present = False
     foreign: set[str] = set()
     for entry in things:
         ((kind, thing),) = entry.items()
+        if kind in {"chain", "map", "set", "counter"} and family(thing["name"]) != of:
+            foreign.add(f"{kind} {thing['name']} in a table of the family {of}")
+            continue
         match kind:
             case "metainfo":
                 pass
@@ -87,6 +102,8 @@ def _table(things: Json) -> Table:
                 present = True  # its flags are asked for elsewhere: nft 1.0.6 lists garbage for them
             case "chain":
                 chains[thing["name"]] = Chain(thing["name"], base=_base(thing))
+            case "rule" if family(thing["chain"]) != of:
+                pass  # of a chain that was named
             case "rule":
                 rules.setdefault(thing["chain"], []).append(rule(thing["expr"]))
             case "map":
@@ -143,10 +160,62 @@ def _ports(key: Json) -> Ports:
     raise ValueError(key)
 
 
-def _set(thing: Json) -> DynamicSet:
+def _set(thing: Json) -> DynamicSet | Set:
+    # nft 1.0.6 does not list the flag dynamic; but only those sets have a size, and a timeout for each element.
+    return _dynamic_set(thing) if thing.get("size") or thing.get("timeout") else _members(thing)
+
+
+def _members(thing: Json) -> Set:
+    # {"set": {"name": "mail.to4", "type": "ipv4_addr", "flags": ["interval"],
+    #          "elem": [{"prefix": {"addr": "10.0.0.0", "len": 24}}, "203.0.113.7"]}}
+    # {"set": {"name": "allowed.output.users", "type": ["inet_proto", "inet_service", "uid"], "flags": ["timeout"],
+    #          "elem": [{"elem": {"val": {"concat": ["tcp", 587, 104]}, "timeout": 1800, "expires": 1799}}]}}
+    types = (thing["type"],) if isinstance(thing["type"], str) else tuple(map(str, thing["type"]))
+    flags = set(names(thing.get("flags")))
+    odd = [f"flags {sorted(flags)}"] if flags - {"interval", "timeout"} else []
+    odd += [key for key in ("gc-interval", "auto-merge", "comment") if thing.get(key)]
+    elements: dict[str, int] = {}
+    for element in thing.get("elem", []):
+        try:
+            member, left = _member(element)
+            elements[member] = left
+        except (KeyError, TypeError, ValueError):
+            odd.append(f"element {json.dumps(element)[:80]}")
+    timed = "timeout" in flags
+    made = Set(thing["name"], types, frozenset(elements), timed, "; ".join(odd), left=elements if timed else {})
+    if ("interval" in flags) is not made.interval:
+        return replace(made, foreign=f"{made.foreign}; flag interval")
+    return made
+
+
+def _member(element: Json) -> tuple[str, int]:
+    match element:
+        case {"elem": {"val": value, "expires": int(left), **rest}} if set(rest) <= {"timeout"}:
+            return _text(value), left
+        case {"elem": {"val": value, **rest}} if not rest:
+            return _text(value), 0
+    return _text(element), 0
+
+
+def _text(value: Json) -> str:
+    match value:
+        case {"concat": parts}:
+            return " . ".join(map(_text, parts))
+        case {"prefix": {"addr": str(address), "len": int(length)}}:
+            return f"{address}/{length}"
+        case {"range": [str(first), str(last)]}:
+            return f"{first}-{last}"
+        case bool():
+            raise ValueError(value)
+        case int() | str():
+            return str(value)
+    raise ValueError(value)
+
+
+def _dynamic_set(thing: Json) -> DynamicSet:
     # {"set": {"name": "flows4", "type": ["ipv4_addr", "inet_service", "ipv4_addr", "inet_service"],
     #          "size": 4096, "flags": ["timeout"], "timeout": 60}}
-    # nft 1.0.6 does not list the flag dynamic; the elements are the kernel's and are not looked at.
+    # The elements are the kernel's and are not looked at.
     key = next((key for key, types in _KEY_TYPE.items() if thing["type"] in types), None)
     odd = [] if key else [f"type {thing['type']}"]
     flags = set(names(thing.get("flags"))) - {"dynamic"}

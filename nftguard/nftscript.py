@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nftguard.model import (
-    FAMILY,
     OWNED,
     TABLE,
     Base,
@@ -14,21 +13,26 @@ from nftguard.model import (
     Counter,
     DynamicSet,
     Foreign,
+    HasUser,
     Initial,
     Key,
     Limit,
     Log,
     Map,
+    Match,
     Protocol,
     Reject,
+    Set,
     Statement,
     Update,
     Verdict,
     Vmap,
+    family,
 )
 from nftguard.plan import (
     Add,
     AddElements,
+    AddMembers,
     AddRule,
     AddTable,
     Adopt,
@@ -41,11 +45,11 @@ from nftguard.plan import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from nftguard.ports import Ports
 
-# A set's key type, and the expression that gives its elements. nft 1.0.6 lists `level` as 0, whatever it was.
+# A dynamic set's key type, and the expression that gives its elements. nft 1.0.6 lists `level` as 0, whatever it was.
 _KEY = {
     Key.FLOW4: (
         "type ipv4_addr . inet_service . ipv4_addr . inet_service",
@@ -59,11 +63,26 @@ _KEY = {
     Key.SOURCE4: ("type ipv4_addr", "ip saddr"),
     Key.SOURCE6: ("type ipv6_addr", "ip6 saddr & ffff:ffff:ffff:ffff::"),
     Key.FAMILY: ("type nf_proto", "meta nfproto"),
+    Key.ETHERNET: ("type ether_type", "meta protocol"),
     Key.ATTEMPT: (
         "typeof socket cgroupv2 level 1 . th sport . @th,32,32",
         "socket cgroupv2 level {level} . th sport . @th,32,32",
     ),
 }
+_LOOKED_UP = {
+    Key.USER: "meta skuid",
+    Key.GROUP: "meta skgid",
+    Key.UNIT: "socket cgroupv2 level {level}",
+    Key.TO4: "ip daddr",
+    Key.TO6: "ip6 daddr",
+    Key.FROM4: "ip saddr",
+    Key.FROM6: "ip6 saddr",
+    Key.ENTERS: "iifname",
+    Key.LEAVES: "oifname",
+    Key.PROTOCOL: "meta l4proto",
+    Key.PORT: "th dport",
+}
+"""The expressions of sets whose elements are ours."""
 _INITIAL = {
     # tcp(7): SYN without ACK; FIN and RST would make it none (RFC 9293, 3.5)
     Protocol.TCP: ("tcp flags & (fin | syn | rst | ack) == syn", "tcp flags & (fin | syn | rst | ack) != syn"),
@@ -72,55 +91,65 @@ _INITIAL = {
 }
 
 
-def script(plan: Plan) -> str:
-    """Render the whole plan, one command a line; libnftables makes one transaction of it."""
-    return "".join(f"{_step(step)}\n" for step in plan.steps)
+def script(plan: Plan, name: str = TABLE) -> str:
+    """Render the whole plan for a table of this name, one command a line; libnftables makes one transaction of it."""
+    return lines(plan.steps + plan.late, name)
 
 
-def _step(step: Step) -> str:
-    table = f"{FAMILY} {TABLE}"
+def lines(steps: Iterable[Step], name: str = TABLE) -> str:
+    """Render some of a plan's steps."""
+    return "".join(f"{_step(step, name)}\n" for step in steps)
+
+
+def _step(step: Step, table: str) -> str:
     match step:
-        case AddTable(flags):
+        case AddTable(flags, of):
             # create, not add: a table that another writer made in the meantime must not be mixed with ours.
-            return f"create table {table}{_flags(flags)}"
-        case Adopt():
-            return f"add table {table}{_flags(OWNED)}"
-        case DeleteTable():
-            return f"delete table {table}"
+            return f"create table {of} {table}{_flags(flags)}"
+        case Adopt(of):
+            return f"add table {of} {table}{_flags(OWNED)}"
+        case DeleteTable(of):
+            return f"delete table {of} {table}"
         case Add(thing):
-            return f"add {_declaration(thing)}"
+            return f"add {_declaration(thing, table)}"
         case Delete(kind, name):
-            return f"delete {kind} {table} {name}"
+            return f"delete {kind} {_at(name, table)}"
         case Flush(kind, name):
-            return f"flush {kind} {table} {name}"
+            return f"flush {kind} {_at(name, table)}"
         case AddRule(chain, rule):
-            return f"add rule {table} {chain} {' '.join(map(_statement, rule))}"
+            return f"add rule {_at(chain, table)} {' '.join(map(_statement, rule))}"
         case AddElements(name, elements):
-            return f"add element {table} {name} {{ {_elements(elements)} }}"
+            return f"add element {_at(name, table)} {{ {_elements(elements)} }}"
+        case AddMembers(name, members):
+            return f"add element {_at(name, table)} {{ {', '.join(members)} }}"
         case DeleteElements(name, keys):
-            return f"delete element {table} {name} {{ {', '.join(map(str, keys))} }}"
+            return f"delete element {_at(name, table)} {{ {', '.join(map(str, keys))} }}"
+
+
+def _at(name: str, table: str) -> str:
+    return f"{family(name)} {table} {name}"
 
 
 def _flags(flags: frozenset[str]) -> str:
     return f" {{ flags {', '.join(sorted(flags))}; }}" if flags else ""
 
 
-def _declaration(thing: Chain | Map | DynamicSet | Counter) -> str:
-    table = f"{FAMILY} {TABLE}"
+def _declaration(thing: Chain | Map | DynamicSet | Set | Counter, table: str) -> str:
+    at = _at(thing.name, table)
     match thing:
-        case Chain(name=name, base=None):
-            return f"chain {table} {name}"
-        case Chain(name=name, base=Base() as base):
-            return (
-                f"chain {table} {name} "
-                f"{{ type {base.type} hook {base.hook} priority {base.priority}; policy {base.policy}; }}"
-            )
-        case Map(name=name, value=value, interval=interval):
-            return f"map {table} {name} {{ type inet_service : {value};{' flags interval;' if interval else ''} }}"
-        case DynamicSet(name, key, size, timeout):
-            return f"set {table} {name} {{ {_KEY[key][0]}; size {size}; flags dynamic, timeout; timeout {timeout}s; }}"
-        case Counter(name, packets, count):
-            return f"counter {table} {name}" + (f" {{ packets {packets} bytes {count} }}" if packets else "")
+        case Chain(base=None):
+            return f"chain {at}"
+        case Chain(base=Base() as base):
+            return f"chain {at} {{ type {base.type} hook {base.hook} priority {base.priority}; policy {base.policy}; }}"
+        case Map(value=value, interval=interval):
+            return f"map {at} {{ type inet_service : {value};{' flags interval;' if interval else ''} }}"
+        case DynamicSet(_, key, size, timeout):
+            return f"set {at} {{ {_KEY[key][0]}; size {size}; flags dynamic, timeout; timeout {timeout}s; }}"
+        case Set(types=types, interval=interval, timed=timed):
+            flags = ", ".join(["interval"] * interval + ["timeout"] * timed)
+            return f"set {at} {{ type {' . '.join(types)};{f' flags {flags};' if flags else ''} }}"
+        case Counter(_, packets, count):
+            return f"counter {at}" + (f" {{ packets {packets} bytes {count} }}" if packets else "")
     raise AssertionError(thing)
 
 
@@ -136,6 +165,10 @@ def _statement(statement: Statement) -> str:
             return _INITIAL[protocol][is_not]
         case Update(key, name, limit, level):
             return f"update @{name} {{ {_KEY[key][1].format(level=level)}{_limit(limit) if limit else ''} }}"
+        case Match(keys, name, level):
+            return f"{' . '.join(_LOOKED_UP[key] for key in keys)} @{name}".format(level=level)
+        case HasUser():
+            return "meta skuid >= 0"
         case Log(prefix, None):
             return f'log prefix "{prefix}" level info flags skuid'
         case Log(prefix, group):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from nftguard.model import ORPHAN, OWNED
+from nftguard import differences
+from nftguard.model import FAMILY, Set
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -18,26 +19,31 @@ Kind = Literal["chain", "map", "set", "counter"]
 
 @dataclass(frozen=True, slots=True)
 class AddTable:
-    """Create the table; refused where it exists."""
+    """Create a table; refused where it exists."""
 
     flags: frozenset[str] = frozenset()
+    family: str = FAMILY
 
 
 @dataclass(frozen=True, slots=True)
 class Adopt:
     """Become the owner of a table that lost its own."""
 
+    family: str = FAMILY
+
 
 @dataclass(frozen=True, slots=True)
 class DeleteTable:
-    """Delete the table with all it holds; refused where there is none."""
+    """Delete a table with all it holds; refused where there is none."""
+
+    family: str = FAMILY
 
 
 @dataclass(frozen=True, slots=True)
 class Add:
     """Declare an object: a chain without its rules, a map without its elements. A base chain's policy is set."""
 
-    thing: Chain | Map | DynamicSet | Counter
+    thing: Chain | Map | DynamicSet | Set | Counter
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +56,9 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class Flush:
-    """Empty a chain of its rules, or a map of its elements."""
+    """Empty a chain of its rules, or a map or set of its elements."""
 
-    kind: Literal["chain", "map"]
+    kind: Literal["chain", "map", "set"]
     name: str
 
 
@@ -73,14 +79,22 @@ class AddElements:
 
 
 @dataclass(frozen=True, slots=True)
-class DeleteElements:
-    """Delete elements of a map by their keys."""
+class AddMembers:
+    """Add elements to a set, as they are written."""
 
     name: str
-    keys: tuple[Ports, ...]
+    members: tuple[str, ...]
 
 
-Step = AddTable | Adopt | DeleteTable | Add | Delete | Flush | AddRule | AddElements | DeleteElements
+@dataclass(frozen=True, slots=True)
+class DeleteElements:
+    """Delete elements of a map or a set by their keys."""
+
+    name: str
+    keys: tuple[Ports, ...] | tuple[str, ...]
+
+
+Step = AddTable | Adopt | DeleteTable | Add | Delete | Flush | AddRule | AddElements | AddMembers | DeleteElements
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,125 +103,65 @@ class Plan:
 
     steps: tuple[Step, ...] = ()
     found: tuple[str, ...] = ()
+    late: tuple[Flush | AddMembers | DeleteElements, ...] = ()
+    """What comes in a transaction of its own: control groups. nft wants their paths, and one of them may have ended by
+    now, which must not keep the rest from being applied."""
 
     def __bool__(self) -> bool:
         """Whether there is anything to do."""
-        return bool(self.steps)
+        return bool(self.steps or self.late)
+
+    def __len__(self) -> int:
+        """Count the changes."""
+        return len(self.steps) + len(self.late)
 
 
 def diff(live: Table | None, desired: Table) -> Plan:
     """Plan the smallest change. What stays as it is is not touched and keeps its counter values."""
     if live is None:
         return rebuild(live, desired)
-    found = tuple(_differences(live, desired))
+    found = tuple(differences.found(live, desired))
     if not found:
         return Plan()
-    if _unfit(live, desired):
+    if differences.unfit(live, desired):
         return rebuild(live, desired)
-    return Plan(tuple(_update(live, desired)), found)
+    return Plan(tuple(_update(live, desired)), found, tuple(_late(live, desired)))
 
 
 def rebuild(live: Table | None, desired: Table) -> Plan:
-    """Plan to make the whole table anew in one transaction, carrying the counters' values over."""
+    """Plan to make everything anew in one transaction, carrying the counters' values over."""
+    late = tuple(_late(None, desired))
     if live is None:
-        return Plan(tuple(create(desired)), ("the table is missing",))
+        return Plan(tuple(create(desired)), ("the table is missing",), late)
     kept = {name: live.counters.get(name, counter) for name, counter in desired.counters.items()}
-    steps = (DeleteTable(), *create(replace(desired, counters=kept)))
-    return Plan(steps, tuple(_differences(live, desired)))
+    steps = (*remove(live).steps, *create(replace(desired, counters=kept)))
+    return Plan(steps, tuple(differences.found(live, desired)), late)
 
 
-def remove() -> Plan:
+def remove(live: Table) -> Plan:
     """Plan to lift the block."""
-    return Plan((DeleteTable(),), ())
+    return Plan(tuple(DeleteTable(of) for of in sorted(live.families)))
 
 
 def create(desired: Table) -> Iterator[Step]:
-    """Build the table from nothing.
+    """Build everything from nothing, but for control groups.
 
     Chains stand before maps: nft 1.0.6 sends an interval map's elements with the map's declaration, and the kernel
     refuses a verdict whose chain does not exist yet. Rules come last, since they name maps and sets.
     """
-    yield AddTable(desired.flags)
+    yield from (AddTable(desired.flags, of) for of in sorted(desired.families, reverse=True))
     for things in (desired.chains, desired.counters, desired.sets, desired.maps):
         yield from (Add(thing) for thing in things.values())
+    for made in desired.sets.values():
+        yield from _members(None, made)
     yield from (AddElements(made.name, made.elements) for made in desired.maps.values() if made.elements)
     yield from (AddRule(chain.name, rule) for chain in desired.chains.values() for rule in chain.rules)
 
 
-def _differences(live: Table, desired: Table) -> Iterator[str]:
-    if live.flags != desired.flags:
-        if live.flags - OWNED or not desired.flags:
-            yield f"the table has the flags {', '.join(sorted(live.flags)) or 'none'}"
-            return  # what a table with other flags holds was not read
-        yield "the table has no owner"
-    yield from (f"{name} does not belong here" for name in sorted(live.foreign))
-    kinds = (("chain", live.chains, desired.chains), ("map", live.maps, desired.maps), ("set", live.sets, desired.sets))
-    for kind, have, want in kinds:
-        yield from (f"{kind} {name} is missing" for name in want if name not in have)
-        yield from (f"{kind} {name} does not belong here" for name in have if name not in want)
-    for name in (name for name in desired.chains if name in live.chains):
-        yield from _chain_differences(live.chains[name], desired.chains[name])
-    for name in (name for name in desired.maps if name in live.maps):
-        yield from _map_differences(live.maps[name], desired.maps[name])
-    yield from (
-        f"set {name} is declared differently"
-        for name, want in desired.sets.items()
-        if name in live.sets and live.sets[name] != want
-    )
-    yield from (f"counter {name} is missing" for name in desired.counters if name not in live.counters)
-    yield from (f"counter {name} does not belong here" for name in live.counters if name not in desired.counters)
-
-
-def _chain_differences(live: Chain, desired: Chain) -> Iterator[str]:
-    if live.base != desired.base:
-        yield f"chain {live.name} has {_told(live.base)} instead of {_told(desired.base)}"
-    if live.rules != desired.rules:
-        yield f"chain {live.name} has other rules"
-
-
-def _told(base: Base | None) -> str:
-    return f"{base.type} hook {base.hook} priority {base.priority} policy {base.policy}" if base else "no hook"
-
-
-def _map_differences(live: Map, desired: Map) -> Iterator[str]:
-    if _unfit_map(live, desired):
-        yield f"map {live.name} is declared differently"
-    have, want = live.elements, desired.elements
-    yield from (f"map {live.name} lacks port {ports}" for ports in want if ports not in have)
-    yield from (f"map {live.name} has port {ports} besides" for ports in have if ports not in want)
-    yield from (
-        f"map {live.name} leads port {ports} elsewhere"
-        for ports in want
-        if ports in have and have[ports] != want[ports]
-    )
-
-
-def _unfit(live: Table, desired: Table) -> bool:
-    """Whether something differs that no change in place can mend (or that nobody should have touched)."""
-    return bool(
-        (live.flags != desired.flags and not _adoptable(live, desired))
-        or live.foreign
-        or any(name in live.sets and live.sets[name] != want for name, want in desired.sets.items())
-        or any(name in live.maps and _unfit_map(live.maps[name], want) for name, want in desired.maps.items())
-        or any(
-            name in live.chains and (live.chains[name].base is None) != (want.base is None)
-            for name, want in desired.chains.items()
-        )
-    )
-
-
-def _adoptable(live: Table, desired: Table) -> bool:
-    return (live.flags, desired.flags) == (ORPHAN, OWNED)
-
-
-def _unfit_map(live: Map, desired: Map) -> bool:
-    return (live.value, live.interval, live.foreign) != (desired.value, desired.interval, desired.foreign)
-
-
 def _update(live: Table, desired: Table) -> Iterator[Step]:
     """Order: what is added is declared, what changes is emptied, then filled, and what goes is deleted last."""
-    if _adoptable(live, desired):
-        yield Adopt()
+    if differences.adoptable(live, desired):
+        yield from (Adopt(of) for of in sorted(desired.families, reverse=True))
     changed = [
         chain
         for name, chain in desired.chains.items()
@@ -226,6 +180,8 @@ def _update(live: Table, desired: Table) -> Iterator[Step]:
     yield from (Flush("chain", name) for name in gone)
     for have_all, want_all in ((live.counters, desired.counters), (live.sets, desired.sets), (live.maps, desired.maps)):
         yield from (Add(thing) for name, thing in want_all.items() if name not in have_all)
+    for name, wanted in desired.sets.items():
+        yield from _members(live.sets.get(name), wanted)
     for want in desired.maps.values():
         yield from _elements(live.maps[want.name].elements if want.name in live.maps else {}, want)
     yield from (AddRule(chain.name, rule) for chain in changed for rule in chain.rules)
@@ -248,3 +204,28 @@ def _elements(have: Mapping[Ports, Verdict | str], want: Map) -> Iterator[Step]:
         yield DeleteElements(want.name, going)
     if coming := {ports: goal for ports, goal in want.elements.items() if have.get(ports) != goal}:
         yield AddElements(want.name, coming)
+
+
+def _members(have: DynamicSet | Set | None, want: DynamicSet | Set) -> Iterator[Step]:
+    if isinstance(want, Set) and not want.groups:
+        yield from _refill(have if isinstance(have, Set) else Set(want.name, want.types), want)
+
+
+def _late(live: Table | None, desired: Table) -> Iterator[Flush | AddMembers | DeleteElements]:
+    for name, want in desired.sets.items():
+        if isinstance(want, Set) and want.groups:
+            have = live.sets.get(name) if live else None
+            yield from _refill(have if isinstance(have, Set) else Set(name, want.types), want)
+
+
+def _refill(have: Set, want: Set) -> Iterator[Flush | AddMembers | DeleteElements]:
+    going, coming = have.elements - want.elements, want.elements - have.elements
+    if differences.ends_otherwise(have, want) or (going and (want.interval or want.timed or want.groups)):
+        # nft 1.0.6 takes no part of an interval out that it listed merged, and no control group without its path; an
+        # element that has just ended is not there to be deleted.
+        yield Flush("set", want.name)
+        coming = want.elements
+    elif going:
+        yield DeleteElements(want.name, tuple(sorted(going)))
+    if coming:
+        yield AddMembers(want.name, tuple(want.written.get(member, member) for member in sorted(coming)))

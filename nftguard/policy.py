@@ -4,7 +4,8 @@ For a block `mail` on output with tcp, and a block `more` that names port 25 too
 
     chain output                    the hook: one look-up in map output.tcp, whatever the number of ports and blocks
     map output.tcp                  port 110 -> goto mail.output.tcp; port 25 -> goto output.tcp.<the two blocks>
-    chain mail.output.tcp           the block: attempts go to the log, the port's counter counts, then drop
+    chain mail.output.tcp           the block: exceptions return; attempts go to the log, the port's counter counts,
+                                    then drop. Where senders are excepted the rest is in mail.output.tcp.blocked
     map mail.output.tcp             port 25 -> counter mail.output.tcp.25
     chain mail.output.tcp.attempt   the log, limited by the sets `users` and `total.output`; the kernel log by `flows4`
     chain cgroups                   notes the control group of an attempt that is logged, in the set `attempts`
@@ -15,11 +16,16 @@ Wide ranges have maps of their own, `*.ranges`, asked only after the plain ones.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import lru_cache
 from hashlib import blake2s
-from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
+from nftguard import allow
+from nftguard.host import Host
 from nftguard.model import (
+    BRIDGE,
+    FAMILY,
     PLAIN,
     Action,
     Base,
@@ -36,17 +42,19 @@ from nftguard.model import (
     Protocol,
     Reject,
     Rule,
+    Set,
     Statement,
     Table,
     Update,
     Verdict,
     Vmap,
 )
-from nftguard.ports import Ports
+from nftguard.ports import Ports, owners
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from nftguard.allow import Allowance
     from nftguard.config import Block, Config
     from nftguard.model import Features
 
@@ -73,13 +81,30 @@ _SOURCES = {Key.SOURCE4: "sources4", Key.SOURCE6: "sources6"}
 RANGES = ".ranges"
 
 
-def build(config: Config, features: Features = PLAIN) -> Table:
-    """Build the table that the configuration asks for, with what this kernel can do."""
+def build(
+    config: Config, features: Features = PLAIN, host: Host | None = None, allowances: tuple[Allowance, ...] = ()
+) -> Table:
+    """Build the table that the configuration asks for, with what this kernel can do and what names stand for here."""
+    table = _frame(config, features, frozenset((given.hook, given.kind) for given in allowances))
+    declared = {name: made for name, made in table.sets.items() if isinstance(made, Set)}
+    return replace(table, sets={**table.sets, **allow.fill(declared, config, host or Host(), allowances)})
+
+
+# Every pass, and every save, asks for the same one: at 10,000 ports it takes longer to build than to compare.
+@lru_cache(maxsize=2)
+def _frame(config: Config, features: Features, given: frozenset[tuple[Hook, str]]) -> Table:
+    """Build all but the members of sets; `given` are the kinds of allowances that are in force at each hook."""
     flags = features.flags if config.service.ownership == "auto" else frozenset()
-    table = _Builder(config, features.cgroups)
+    table = _Builder(config, features.cgroups, given)
     for hook in Hook:
         table.hook(hook)
-    return Table(table.chains, table.maps, table.sets, table.counters, flags)
+    families = frozenset({FAMILY, BRIDGE} if base_chain(Hook.BRIDGE) in table.chains else {FAMILY})
+    return Table(table.chains, table.maps, table.sets, table.counters, flags, families)
+
+
+def base_chain(hook: Hook) -> str:
+    """Name the chain that the kernel calls; `bridge` alone is a word of nft's."""
+    return f"{BRIDGE}.forward" if hook is Hook.BRIDGE else hook
 
 
 def counter_name(block: str, hook: str, protocol: str, ports: Ports | str | int) -> str:
@@ -98,16 +123,20 @@ def counter_key(name: str) -> tuple[str, Hook, Protocol, Ports] | None:
 
 
 class _Builder:
-    def __init__(self, config: Config, cgroups: bool) -> None:
+    def __init__(self, config: Config, cgroups: bool, given: frozenset[tuple[Hook, str]]) -> None:
         self.config = config
         self.cgroups = cgroups
+        self.given = given
         self.chains: dict[str, Chain] = {}
         self.maps: dict[str, Map] = {}
-        self.sets: dict[str, DynamicSet] = {}
+        self.sets: dict[str, DynamicSet | Set] = {}
         self.counters: dict[str, Counter] = {}
 
     def hook(self, hook: Hook) -> None:
         lookups: list[Rule] = []
+        kinds = [kind for at, kind in self.given if at is hook]
+        if kinds and any(hook in block.hooks for block in self.config.block):
+            self._chain(Chain(allow.chain(hook), self._declare(*allow.given(hook, kinds))))
         for protocol in Protocol:
             blocks = [block for block in self.config.block if hook in block.hooks and protocol in block.protocols]
             if not blocks:
@@ -116,25 +145,39 @@ class _Builder:
             listed = {block.name: block.resolved() for block in blocks}
             for block in blocks:
                 self._block(block, hook, protocol, listed[block.name])
-            verdicts = {ports: self._route(name, owners) for ports, owners in _owners(listed).items()}
+            verdicts = {ports: self._route(name, names) for ports, names in owners(listed).items()}
             lookups += [(Vmap(protocol, found),) for found in self._map(name, "verdict", verdicts)]
         if lookups:
-            self._chain(Chain(hook, tuple(lookups), Base(hook)))
+            place = "forward" if hook is Hook.BRIDGE else hook
+            self._chain(Chain(base_chain(hook), tuple(lookups), Base(place)))
+
+    def _declare(self, sets: list[Set], rules: list[Rule]) -> tuple[Rule, ...]:
+        self.sets |= {made.name: made for made in sets}
+        return tuple(rules)
 
     def _block(self, block: Block, hook: Hook, protocol: Protocol, listed: tuple[Ports, ...]) -> None:
         name = f"{block.name}.{hook}.{protocol}"
         counters = {ports: counter_name(block.name, hook, protocol, ports) for ports in listed}
         self.counters |= {counter: Counter(counter) for counter in counters.values()}
         rules: list[Rule] = []
+        if allow.chain(hook) in self.chains:
+            rules.append((Verdict("jump", allow.chain(hook)),))
         if block.connections == "new":
             rules.append((Initial(protocol, is_not=True), Verdict("return")))
+        exceptions = allow.rules(block, hook, protocol, self.cgroups, f"{name}.blocked")
+        rules += self._declare(allow.sets(block, hook, self.cgroups), exceptions)
+        if exceptions and exceptions[-1] == (Verdict("goto", f"{name}.blocked"),):
+            self._chain(Chain(name, tuple(rules)))
+            name, rules = f"{name}.blocked", []
         if self.config.log.target != "none":
             # A udp datagram opens nothing: each is an attempt, and the limit per flow folds them.
             initial = () if protocol is Protocol.UDP else (Initial(protocol),)
             rules.append((*initial, Verdict("jump", self._attempt(block, hook, protocol, listed))))
         # A packet whose port is not in the counter map leaves that rule, not the chain: the count is apart from the
         # verdict so that a counter gone missing never opens the port.
-        rules += [(Count(protocol, found),) for found in self._map(name, "counter", counters)]
+        rules += [
+            (Count(protocol, found),) for found in self._map(f"{block.name}.{hook}.{protocol}", "counter", counters)
+        ]
         if block.action is Action.REJECT:
             rules.append((Reject("tcp reset" if protocol is Protocol.TCP else "icmpx admin-prohibited"),))
         rules.append((Verdict("drop"),))
@@ -152,7 +195,9 @@ class _Builder:
     def _handed_over(self, block: Block, hook: Hook) -> list[Rule]:
         """Hand attempts to the daemon; all that it tells besides the block's name is in the packet itself."""
         each = {Key.USER: "users"} if hook is Hook.OUTPUT else _SOURCES
-        limits = {key: (name, 1024, _EACH) for key, name in each.items()} | {Key.FAMILY: (f"total.{hook}", 2, _TOTAL)}
+        beside = f"{BRIDGE}." if hook is Hook.BRIDGE else ""  # sets are of one table
+        limits = {key: (f"{beside}{name}", 1024, _EACH) for key, name in each.items()}
+        limits[Key.ETHERNET if beside else Key.FAMILY] = (f"total.{hook}", 2, _TOTAL)
         rules: list[Rule] = []
         for key, (name, size, limit) in limits.items():
             self.sets[name] = DynamicSet(name, key, size, timeout=60)
@@ -174,7 +219,8 @@ class _Builder:
         else:
             then = Verdict("goto", self._prefixes(name, protocol, prefixes))
         rules: list[Rule] = []
-        for key, flows in FLOWS.items():
+        for key, one in FLOWS.items():
+            flows = f"{BRIDGE}.{one}" if hook is Hook.BRIDGE else one
             self.sets[flows] = DynamicSet(flows, key, FLOWS_SIZE, SECONDS[log.rate.unit])
             rules.append((Update(key, flows, Limit(log.rate.count, log.rate.unit)), then))
         return rules
@@ -214,31 +260,6 @@ class _Builder:
     def _chain(self, chain: Chain) -> str:
         self.chains[chain.name] = chain
         return chain.name
-
-
-def _owners(listed: Mapping[str, tuple[Ports, ...]]) -> dict[Ports, tuple[str, ...]]:
-    """Find every block that names a port: for each single port, and for each stretch of the wide ranges.
-
-    Single ports are looked up first, so each also names the blocks whose wide range holds it, and the stretches are
-    cut only where a wide range begins or ends.
-    """
-    wide = [(ports, name) for name, atoms in listed.items() for ports in atoms if len(ports) > 1]
-    single: dict[Ports, set[str]] = {}
-    for name, atoms in listed.items():
-        for ports in atoms:
-            if len(ports) == 1:
-                single.setdefault(ports, set()).add(name)
-
-    def owners(port: int, names: Iterable[str] = ()) -> tuple[str, ...]:
-        found = {*names, *(name for span, name in wide if span.first <= port <= span.last)}
-        return tuple(name for name in listed if name in found) if len(found) > 1 else tuple(found)
-
-    cuts = sorted({cut for ports, _ in wide for cut in (ports.first, ports.last + 1)})
-    stretches = {Ports(first, after - 1): owners(first) for first, after in pairwise(cuts)}
-    # A stretch may be a single port, and that port listed too: then the listing knows all of its blocks.
-    return {ports: names for ports, names in stretches.items() if names} | {
-        ports: owners(ports.first, names) for ports, names in single.items()
-    }
 
 
 def counter_of(table: Table, block: str, hook: Hook, protocol: Protocol, port: int) -> str:

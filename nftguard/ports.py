@@ -1,12 +1,13 @@
-"""Port numbers as stretches: single ones and ranges, joined, cut and split. Pure."""
+"""Port numbers as stretches: single ones and ranges, joined, cut and split, and who names them. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 WIDE = 64
 """From this many ports on, a range stays one element of an interval map, with one counter.
@@ -71,3 +72,28 @@ def _without(ports: Ports, holes: Iterable[Ports]) -> list[Ports]:
     if first <= ports.last:
         rest.append(Ports(first, ports.last))
     return rest
+
+
+def owners(listed: Mapping[str, tuple[Ports, ...]]) -> dict[Ports, tuple[str, ...]]:
+    """Find every block that names a port: for each single port, and for each stretch of the wide ranges.
+
+    Single ports are looked up first, so each also names the blocks whose wide range holds it, and the stretches are
+    cut only where a wide range begins or ends.
+    """
+    wide = [(ports, name) for name, atoms in listed.items() for ports in atoms if len(ports) > 1]
+    single: dict[Ports, set[str]] = {}
+    for name, atoms in listed.items():
+        for ports in atoms:
+            if len(ports) == 1:
+                single.setdefault(ports, set()).add(name)
+
+    def of(port: int, names: Iterable[str] = ()) -> tuple[str, ...]:
+        found = {*names, *(name for span, name in wide if span.first <= port <= span.last)}
+        return tuple(name for name in listed if name in found) if len(found) > 1 else tuple(found)
+
+    cuts = sorted({cut for ports, _ in wide for cut in (ports.first, ports.last + 1)})
+    stretches = {Ports(first, after - 1): of(first) for first, after in pairwise(cuts)}
+    # A stretch may be a single port, and that port listed too: then the listing knows all of its blocks.
+    return {ports: names for ports, names in stretches.items() if names} | {
+        ports: of(ports.first, names) for ports, names in single.items()
+    }

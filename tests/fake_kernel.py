@@ -9,10 +9,26 @@ from dataclasses import replace
 from typing import Any
 
 from nftguard.errors import KernelError
-from nftguard.model import PLAIN, Chain, Count, Counter, DynamicSet, Map, Rule, Table, Update, Verdict, Vmap
+from nftguard.model import (
+    PLAIN,
+    Chain,
+    Count,
+    Counter,
+    DynamicSet,
+    Map,
+    Match,
+    Rule,
+    Set,
+    Table,
+    Update,
+    Verdict,
+    Vmap,
+    family,
+)
 from nftguard.plan import (
     Add,
     AddElements,
+    AddMembers,
     AddRule,
     AddTable,
     Delete,
@@ -53,7 +69,7 @@ class FakeKernel:
         if self.refusing:
             raise KernelError("apply", self.refusing)
         table = self.table
-        for step in plan.steps:
+        for step in plan.steps + plan.late:
             table = _step(table, step)
         if table:
             _check_references(table)
@@ -62,12 +78,16 @@ class FakeKernel:
 
 def _step(table: Table | None, step: Step) -> Table | None:
     match step:
-        case AddTable(flags):
-            _require(table is None, "File exists")
-            return Table(flags=flags)
-        case DeleteTable():
-            _require(table is not None, "No such file or directory")
-            return None
+        case AddTable(flags, of):
+            _require(table is None or of not in table.families, "File exists")
+            return (
+                replace(table, families=table.families | {of})
+                if table
+                else Table(flags=flags, families=frozenset({of}))
+            )
+        case DeleteTable(of):
+            _require(table is not None and of in table.families, "No such file or directory")
+            return _without(table, of) if table else None
     if table is None:
         raise KernelError("apply", "No such file or directory")
     match step:
@@ -85,6 +105,17 @@ def _step(table: Table | None, step: Step) -> Table | None:
             return _put(table, replace(_chain(table, name), rules=()))
         case Flush("map", name):
             return _put(table, replace(_map(table, name), elements={}))
+        case Flush("set", name):
+            return _put(table, replace(_set(table, name), elements=frozenset()))
+        case AddMembers(name, members):
+            found_set = _set(table, name)
+            # As it is listed: without the quotes and the timeout that it is written with.
+            listed = {member.partition(" timeout ")[0].strip('"') for member in members}
+            return _put(table, replace(found_set, elements=found_set.elements | listed))
+        case DeleteElements(name, keys) if name in table.sets:
+            found_set = _set(table, name)
+            _require(set(keys) <= found_set.elements, "No such file or directory")
+            return _put(table, replace(found_set, elements=found_set.elements - set(map(str, keys))))
         case AddRule(chain, rule):
             found = _chain(table, chain)
             return _put(table, replace(found, rules=(*found.rules, rule)))
@@ -101,7 +132,16 @@ def _step(table: Table | None, step: Step) -> Table | None:
     raise AssertionError(step)
 
 
-def _add(table: Table, thing: Chain | Map | DynamicSet | Counter) -> Table:
+def _without(table: Table, of: str) -> Table | None:
+    rest = table.families - {of}
+    kept: dict[str, Any] = {
+        place: {name: thing for name, thing in getattr(table, place).items() if family(name) != of}
+        for place in _PLACES.values()
+    }
+    return replace(table, families=rest, **kept) if rest else None
+
+
+def _add(table: Table, thing: Chain | Map | DynamicSet | Set | Counter) -> Table:
     match thing:
         case Chain():
             have = table.chains.get(thing.name)
@@ -117,10 +157,12 @@ def _add(table: Table, thing: Chain | Map | DynamicSet | Counter) -> Table:
             return table if thing.name in table.counters else _put(table, thing)
         case DynamicSet():
             return _put(table, thing)
+        case Set():
+            return _put(table, table.sets.get(thing.name, replace(thing, elements=frozenset())))
 
 
-def _put(table: Table, thing: Chain | Map | DynamicSet | Counter) -> Table:
-    place = {Chain: "chains", Map: "maps", DynamicSet: "sets", Counter: "counters"}[type(thing)]
+def _put(table: Table, thing: Chain | Map | DynamicSet | Set | Counter) -> Table:
+    place = {Chain: "chains", Map: "maps", DynamicSet: "sets", Set: "sets", Counter: "counters"}[type(thing)]
     changed: dict[str, Any] = {place: {**getattr(table, place), thing.name: thing}}
     return replace(table, **changed)
 
@@ -135,6 +177,13 @@ def _map(table: Table, name: str) -> Map:
     return table.maps[name]
 
 
+def _set(table: Table, name: str) -> Set:
+    found = table.sets.get(name)
+    if not isinstance(found, Set):
+        raise KernelError("apply", "No such file or directory")
+    return found
+
+
 def _check_references(table: Table) -> None:
     """Refuse, as the kernel does, what would leave a rule or an element that refers to nothing."""
     for chain in table.chains.values():
@@ -144,7 +193,7 @@ def _check_references(table: Table) -> None:
                     _require(target in table.chains, "Device or resource busy")
                 case Vmap(name=name) | Count(name=name):
                     _require(name in table.maps, "Device or resource busy")
-                case Update(name=name):
+                case Update(name=name) | Match(name=name):
                     _require(name in table.sets, "Device or resource busy")
     for goal in (goal for found in table.maps.values() for goal in found.elements.values()):
         if isinstance(goal, Verdict):

@@ -14,20 +14,36 @@ from hypothesis import HealthCheck, given, settings
 
 from nftguard import policy
 from nftguard.errors import KernelError, NftguardError, NotPermittedError
+from nftguard.host import Host
 from nftguard.kernel import Kernel, Nftables
 from nftguard.model import Chain, Counter, Table, Verdict
-from nftguard.plan import Add, AddElements, AddRule, AddTable, Delete, Plan, diff, rebuild, remove
+from nftguard.plan import (
+    Add,
+    AddElements,
+    AddMembers,
+    AddRule,
+    AddTable,
+    Delete,
+    DeleteElements,
+    Flush,
+    Plan,
+    diff,
+    rebuild,
+    remove,
+)
 from nftguard.ports import Ports
 from nftguard.reconcile import reconcile
 from nftguard.wire import netlink
 from nftguard.wire.watch import RulesetWatch
-from tests.examples import configs, table_of
+from tests.examples import HOST, allowances, config_of, configs, table_of
 from tests.fake_kernel import FakeKernel
 from tests.netns import Namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
+    from nftguard.allow import Allowance
     from nftguard.config import Config
 
 MAIL = '[[block]]\nname = "mail"\nports = [25, 465, "1000-2000"]\n'
@@ -61,7 +77,9 @@ def test_an_empty_plan_changes_nothing(either: Kernel) -> None:
 
 def test_a_removed_table_is_gone(either: Kernel) -> None:
     either.apply(diff(None, table_of(MAIL)))
-    either.apply(remove())
+    live = either.snapshot()
+    assert live
+    either.apply(remove(live))
     assert either.snapshot() is None
 
 
@@ -99,7 +117,7 @@ def test_a_refused_plan_changes_nothing_at_all(either: Kernel, plan: Plan) -> No
 
 
 def test_a_plan_without_a_table_is_refused(either: Kernel) -> None:
-    for plan in (remove(), Plan((Add(Chain("new")),))):
+    for plan in (remove(Table()), Plan((Add(Chain("new")),))):
         with pytest.raises(KernelError):
             either.apply(plan)
     assert either.snapshot() is None
@@ -144,10 +162,13 @@ def lasting(_kernel_there: None) -> Iterator[Nftables]:
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(first=configs(), second=configs())
-def test_any_configuration_makes_the_round_trip(lasting: Nftables, first: Config, second: Config) -> None:
+@given(first=configs(exceptions=True), second=configs(exceptions=True), granted=allowances)
+def test_any_configuration_makes_the_round_trip(
+    lasting: Nftables, first: Config, second: Config, granted: tuple[Allowance, ...]
+) -> None:
     """Apply, snapshot: nothing is left to do. And from any configuration to any other, by the smallest plan."""
-    for wanted in (policy.build(first), policy.build(second)):
+    built = (policy.build(first), policy.build(second, host=HOST, allowances=granted), policy.build(second, host=HOST))
+    for wanted in built:
         plan = diff(lasting.snapshot(), wanted)
         lasting.apply(plan)
         live = lasting.snapshot()
@@ -220,6 +241,68 @@ def test_elements_of_dynamic_sets_are_not_drift(netns: Namespace, kernel: Nftabl
     assert not reconcile(kernel, table_of(MAIL)).plan
 
 
+EXCEPTED = (
+    MAIL
+    + 'allow = { users = [104], to = ["10.0.0.0/8"], interfaces = ["wg*"] }\nhooks = ["output", "forward", "bridge"]\n'
+)
+LOOSENED = {
+    "a user added": "add element inet nftguard mail.users { 33 }",
+    "a user taken out": "delete element inet nftguard mail.users { 104 }",
+    "a user added for a while": "add set inet nftguard mail.more { type uid; flags timeout; timeout 1h; }",
+    "a network added": "add element inet nftguard mail.to4 { 192.0.2.0/24 }",
+    "a network widened": "flush set inet nftguard mail.to4; add element inet nftguard mail.to4 { 0.0.0.0/1 }",
+    "an interface added": 'add element inet nftguard mail.interfaces { "eth*" }',
+    "an uplink added": 'add element inet nftguard uplinks { "docker0" }',
+    "a bridge's uplink added": 'add element bridge nftguard bridge.uplinks { "vnet0" }',
+    "the bridge's table deleted": "delete table bridge nftguard",
+    "the other table deleted": "delete table inet nftguard",
+    "the bridge's chain flushed": "flush chain bridge nftguard bridge.forward",
+    "a rule of the bridge's added": "insert rule bridge nftguard bridge.forward accept",
+    "an exception turned round": "insert rule inet nftguard mail.output.tcp meta skuid != @mail.users return",
+    "an exception of all that has a user": "insert rule inet nftguard mail.output.tcp meta skuid >= 0 return",
+}
+
+
+@pytest.mark.parametrize("script", LOOSENED.values(), ids=LOOSENED)
+def test_what_is_loosened_by_hand_is_found_and_mended(netns: Namespace, kernel: Nftables, script: str) -> None:
+    desired = table_of(EXCEPTED)
+    reconcile(kernel, desired)
+    netns.nft(script)
+    assert reconcile(kernel, desired).plan.found
+    assert kernel.snapshot() == desired
+
+
+def test_a_change_of_members_touches_no_rule_and_no_counter(kernel: Nftables) -> None:
+    """Counters stand where they are, and the transaction names sets alone."""
+    reconcile(kernel, table_of(EXCEPTED))
+    wanted = table_of(EXCEPTED.replace("[104]", "[104, 8]").replace("10.0.0.0/8", "10.0.0.0/9").replace("wg*", "tun*"))
+    plan = reconcile(kernel, wanted).plan
+    assert {type(step) for step in plan.steps} <= {AddMembers, DeleteElements, Flush}
+    assert {step.name for step in plan.steps if isinstance(step, Flush | AddMembers)} == {
+        "mail.users", "mail.to4", "mail.interfaces", "mail.bridge.to4", "mail.bridge.interfaces"
+    }  # fmt: skip
+    assert kernel.snapshot() == wanted
+
+
+def test_a_control_group_that_has_ended_keeps_nothing_from_being_applied(kernel: Nftables, base: Path) -> None:
+    there = base / "postfix.service"
+    there.mkdir()
+    paths = {str(there.stat().st_ino): str(there.relative_to("/sys/fs/cgroup")), "1": "not/there.service"}
+    host = Host(units={"postfix.service": paths})
+    desired = policy.build(config_of(MAIL + 'allow = { units = ["postfix.service"] }'), host=host)
+    outcome = reconcile(kernel, desired)
+    assert outcome.plan.late
+    live = kernel.snapshot()
+    assert live
+    assert diff(live, desired).found == tuple(f"set mail.units lacks {number}" for number in sorted(paths))
+    host = Host(units={"postfix.service": {number: path for number, path in paths.items() if number != "1"}})
+    desired = policy.build(config_of(MAIL + 'allow = { units = ["postfix.service"] }'), host=host)
+    reconcile(kernel, desired)
+    assert kernel.snapshot() == desired, "its element is the directory's inode number"
+    there.rmdir()
+    assert kernel.snapshot() == desired, "and stays that when the group has ended"
+
+
 def test_tables_of_others_survive_everything(netns: Namespace, kernel: Nftables) -> None:
     """Whatever nftguard does, a hand-made table beside its own lists the same afterwards, counters included."""
     netns.nft(
@@ -237,7 +320,9 @@ def test_tables_of_others_survive_everything(netns: Namespace, kernel: Nftables)
         reconcile(kernel, table_of(text))
         netns.nft("add table inet nftguard { flags dormant; }")
         reconcile(kernel, table_of(text))
-    kernel.apply(remove())
+    live = kernel.snapshot()
+    assert live
+    kernel.apply(remove(live))
     assert others() == before
 
 

@@ -33,7 +33,7 @@ MAIL = '[[block]]\nname = "mail"\nports = [25, "1000-2000"]\n'
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(configs())
+@given(configs(exceptions=True))
 def test_any_policy_is_read_back_as_it_was(found: Config) -> None:
     good = LastGood(found, {}, "abc")
     lastgood.save(good, PLAIN)

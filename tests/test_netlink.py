@@ -119,7 +119,17 @@ def test_lost_events_are_a_change_by_nobody_known(netns: Namespace) -> None:
         ("route add default via 10.6.0.2", True),
         ("route add 0.0.0.0/1 via 10.6.0.2", True),
         ("-6 route add 8000::/1 via fd06::2", True),
+        ("-6 route add 2000::/3 via fd06::2", True),
+        ("route add 64.0.0.0/2 via 10.6.0.2", True),
+        ("route replace blackhole default metric 7", True),
+        ("route delete default", True),
+        ("link set d0 master br0", True),
+        ("link set d0 name d9", True),
+        ("nexthop add id 2 dev e0", True),
+        ("nexthop delete id 1", True),
         ("route add 10.8.0.0/16 via 10.6.0.2", False),
+        ("route add 10.0.0.0/8 via 10.6.0.2", False),
+        ("-6 route add fc00::/7 via fd06::2", False),
         ("-6 route add fd08::/64 via fd06::2", False),
     ],
 )
@@ -129,6 +139,7 @@ def test_links_addresses_and_default_routes_matter(
     for setup in (
         "link add d0 type veth peer name d1", "link add e0 type veth peer name e1", "link set e1 up",
         "address add 10.6.0.1/24 dev e0", "address add fd06::1/64 dev e0 nodad", "link set e0 up",
+        "link add br0 type bridge", "route add default via 10.6.0.2 metric 7", "nexthop add id 1 dev e0",
     ):  # fmt: skip
         netns.run("ip", *setup.split())
     time.sleep(0.1)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 
 from nftguard import config, policy
-from nftguard.model import Chain, Count, Hook, Map, Protocol, Table, Verdict, Vmap
+from nftguard.model import Chain, Count, Hook, Map, Match, Protocol, Table, Verdict, Vmap
 from nftguard.nftscript import script
 from nftguard.plan import diff
 from nftguard.ports import Ports
@@ -70,6 +70,8 @@ def judge(table: Table, hook: Hook, protocol: Protocol, port: int, *, opens: boo
                         return "return"
                     case Verdict("drop"):
                         return "drop"
+                    case Match():  # none of these packets is an exception
+                        break
                     case _ if type(statement).__name__ == "Initial":
                         if opens is statement.is_not:  # type: ignore[union-attr]
                             break
@@ -77,7 +79,8 @@ def judge(table: Table, hook: Hook, protocol: Protocol, port: int, *, opens: boo
                         return "drop"
         return "end"
 
-    return (hook not in table.chains or walk(table.chains[hook]) != "drop"), counted
+    base = table.chains.get(policy.base_chain(hook))
+    return (base is None or walk(base) != "drop"), counted
 
 
 @settings(max_examples=150, deadline=None)

@@ -13,8 +13,8 @@ import nftguard
 
 SOURCES = Path(nftguard.__file__).parent
 PURE = (
-    "bucket", "model", "names", "nftexpr", "nftjson", "nftscript", "pace", "plan", "policy", "ports", "status",
-    "wording",
+    "addresses", "allow", "bucket", "differences", "host", "model", "names", "network", "nftexpr", "nftjson", "nftscript", "pace", "plan", "policy", "ports", "status",
+    "values", "wording",
     "attempts.ledger", "attempts.report", "attempts.row", "attempts.telling", "who.clients", "who.culprit", "who.odds",
 )  # fmt: skip
 IO = {

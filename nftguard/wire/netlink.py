@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 1, 4, 0x300
+_NLM_F_DUMP_INTR = 0x10
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
-NFNL_SUBSYS_NFTABLES, NFNL_SUBSYS_ULOG, NFPROTO_INET = 10, 4, 1
+NFNL_SUBSYS_NFTABLES, NFNL_SUBSYS_ULOG = 10, 4
+NFPROTO_INET, NFPROTO_BRIDGE = 1, 7
 NFGENMSG = 4  # bytes: family, version, resource id; the attributes follow
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _SO_RCVBUFFORCE = 33  # beyond net.core.rmem_max, with CAP_NET_ADMIN
@@ -52,13 +54,15 @@ def open_socket(family: int, receive_buffer: int, *groups: int) -> socket.socket
     return sock
 
 
-def messages(data: bytes) -> Iterator[Message]:
-    """Walk over the messages of one datagram."""
+def messages(data: bytes, refused: int = 0) -> Iterator[Message]:
+    """Walk over the messages of one datagram. Raises InterruptedError at one that has a `refused` flag."""
     at = 0
     while at + _HEADER.size <= len(data):
-        length, kind, _, _, _ = _HEADER.unpack_from(data, at)
+        length, kind, flags, _, _ = _HEADER.unpack_from(data, at)
         if length < _HEADER.size or at + length > len(data):
             return
+        if flags & refused:
+            raise InterruptedError(errno.EINTR, "what was asked for changed meanwhile")
         yield Message(kind, data[at + _HEADER.size : at + length])
         at += length + 3 & ~3
 
@@ -93,16 +97,20 @@ def raise_for_error(found: Message) -> bool:
     return True
 
 
-def ask(sock: socket.socket, kind: int, body: bytes, *, dump: bool = False, most: int = 1 << 20) -> Iterator[Message]:
+def ask(
+    sock: socket.socket, kind: int, body: bytes, *, dump: bool = False, most: int = 1 << 20, whole: bool = False
+) -> Iterator[Message]:
     """Ask, and give the answer: one message, or all those of a dump, at most so many.
 
     The kernel answers within the calls to send() and recv(), so that a socket that does not block will do. Raises
-    OSError with the kernel's code for a refusal, also for one that ends a dump.
+    OSError with the kernel's code for a refusal, also for one that ends a dump. With `whole`, a dump that the kernel
+    marks as torn by a change (NLM_F_DUMP_INTR) ends in InterruptedError, and the socket has to be closed.
     """
+    refused = _NLM_F_DUMP_INTR if whole else 0
     sock.send(message(kind, body, NLM_F_REQUEST | (NLM_F_DUMP if dump else 0)))
     told = 0
     while told < most:
-        for found in messages(sock.recv(1 << 16)):
+        for found in messages(sock.recv(1 << 16), refused):
             if found.kind == NLMSG_DONE:
                 code = struct.unpack_from("=i", found.body)[0] if len(found.body) >= 4 else 0
                 if code < 0:

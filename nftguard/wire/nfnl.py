@@ -11,7 +11,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from nftguard.errors import KernelError, NotPermittedError, UnavailableError
-from nftguard.model import FAMILY, TABLE
+from nftguard.model import BRIDGE, FAMILY, TABLE, family
 from nftguard.wire import netlink
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _GEN_ID = 1
 _OBJ_TABLE, _OBJ_NAME, _OBJ_TYPE, _OBJ_DATA = 1, 2, 3, 4
 _OBJECT_COUNTER, _COUNTER_BYTES, _COUNTER_PACKETS = 1, 1, 2
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
-_LIST_ELEM, _ELEM_KEY, _DATA_VALUE = 1, 1, 1
+_LIST_ELEM, _ELEM_KEY, _DATA_VALUE, _ELEM_EXPIRATION = 1, 1, 1, 5
 _FLAGS = {1: "dormant", 2: "owner", 4: "persist"} | {1 << bit: f"bit {bit}" for bit in range(3, 32)}
 
 _BUFFER = 1 << 20  # a dump's replies, and those to a batch of questions
@@ -41,15 +41,17 @@ class Nfnl:
         """Close the socket."""
         self._socket.close()
 
-    def flags(self) -> frozenset[str] | None:
-        """Give the flags of our table; None where there is no table.
+    def flags(self, of: str = FAMILY) -> frozenset[str] | None:
+        """Give the flags of our table of this family; None where there is no table.
 
         libnftables gives no error codes, only texts, and nft 1.0.6 reads stray memory for a table that has flags: the
         JSON then names something else, or is none. Raises NotPermittedError, UnavailableError, KernelError.
         """
-        command = f"look for table {FAMILY} {TABLE}"
+        command = f"look for table {of} {TABLE}"
         try:
-            (number,) = struct.unpack("!I", self._ask(_GETTABLE, netlink.attribute(_TABLE_NAME, _NAME))[_TABLE_FLAGS])
+            (number,) = struct.unpack(
+                "!I", self._ask(of, _GETTABLE, netlink.attribute(_TABLE_NAME, _NAME))[_TABLE_FLAGS]
+            )
             return frozenset(name for bit, name in _FLAGS.items() if number & bit)
         except PermissionError:
             raise NotPermittedError(command) from None
@@ -65,7 +67,7 @@ class Nfnl:
     def generation(self) -> int | None:
         """Give the number of the ruleset's generation: every transaction of anybody makes a new one."""
         try:
-            (number,) = struct.unpack("!I", self._ask(_GETGEN, b"")[_GEN_ID])
+            (number,) = struct.unpack("!I", self._ask(FAMILY, _GETGEN, b"")[_GEN_ID])
             return int(number)
         except (OSError, LookupError, struct.error):
             return None
@@ -75,7 +77,7 @@ class Nfnl:
         asked = netlink.attribute(_OBJ_TABLE, _NAME) + netlink.attribute(_OBJ_NAME, name.encode() + b"\0")
         asked += netlink.attribute(_OBJ_TYPE, struct.pack("!I", _OBJECT_COUNTER))
         try:
-            data = dict(netlink.attributes(self._ask(_GETOBJ, asked)[_OBJ_DATA]))
+            data = dict(netlink.attributes(self._ask(family(name), _GETOBJ, asked)[_OBJ_DATA]))
             (packets,), (size,) = (struct.unpack("!Q", data[key]) for key in (_COUNTER_PACKETS, _COUNTER_BYTES))
             return packets, size
         except (OSError, LookupError, struct.error):
@@ -84,7 +86,7 @@ class Nfnl:
     def holds(self, name: str, keys: Iterable[bytes]) -> set[bytes]:
         """Tell which of these keys are in the set `name`: one question each, many in one system call."""
         asked = [
-            self._message(_GETSETELEM, _elements(name) + netlink.attribute(_LIST_ELEMENTS, _element(key)), 0)
+            _message(family(name), _GETSETELEM, _elements(name) + netlink.attribute(_LIST_ELEMENTS, _element(key)), 0)
             for key in keys
         ]
         found: set[bytes] = set()
@@ -93,33 +95,29 @@ class Nfnl:
                 self._socket.send(b"".join(asked[at : at + _QUESTIONS]))
             except OSError:
                 break
-            found.update(self._listed())
+            found.update(key for key, _ in self._listed())
         return found
 
-    def elements(self, name: str) -> list[bytes]:
-        """List the keys of the set `name`."""
+    def elements(self, name: str) -> dict[bytes, int]:
+        """List the keys of the set `name`, each with the milliseconds after which it ends; 0 where it does not."""
         try:
-            self._socket.send(self._message(_GETSETELEM, _elements(name), netlink.NLM_F_DUMP))
+            self._socket.send(_message(family(name), _GETSETELEM, _elements(name), netlink.NLM_F_DUMP))
         except OSError:
-            return []
-        return list(self._listed())
+            return {}
+        return dict(self._listed())
 
-    def _listed(self) -> Iterator[bytes]:
+    def _listed(self) -> Iterator[tuple[bytes, int]]:
         # A refusal echoes the question, and with it the key: only an answer counts.
         kind = netlink.NFNL_SUBSYS_NFTABLES << 8 | _NEWSETELEM
         return (key for found in self._replies() if found.kind == kind for key in _keys(found.body))
 
-    def _ask(self, kind: int, attributes: bytes) -> dict[int, bytes]:
+    def _ask(self, of: str, kind: int, attributes: bytes) -> dict[int, bytes]:
         """Ask for one thing, and give its attributes. Raises OSError."""
-        self._socket.send(self._message(kind, attributes, 0))
+        self._socket.send(_message(of, kind, attributes, 0))
         for found in self._replies():
             netlink.raise_for_error(found)
             return dict(netlink.attributes(found.body, netlink.NFGENMSG))
         return {}
-
-    def _message(self, kind: int, attributes: bytes, flags: int) -> bytes:
-        body = struct.pack("!BBH", netlink.NFPROTO_INET, 0, 0) + attributes
-        return netlink.message(netlink.NFNL_SUBSYS_NFTABLES << 8 | kind, body, netlink.NLM_F_REQUEST | flags)
 
     def _replies(self) -> list[netlink.Message]:
         """Read all that waits; a dump goes on as it is read."""
@@ -134,6 +132,11 @@ class Nfnl:
                     return found
 
 
+def _message(of: str, kind: int, attributes: bytes, flags: int) -> bytes:
+    body = struct.pack("!BBH", netlink.NFPROTO_BRIDGE if of == BRIDGE else netlink.NFPROTO_INET, 0, 0) + attributes
+    return netlink.message(netlink.NFNL_SUBSYS_NFTABLES << 8 | kind, body, netlink.NLM_F_REQUEST | flags)
+
+
 def _elements(name: str) -> bytes:
     return netlink.attribute(_LIST_TABLE, _NAME) + netlink.attribute(_LIST_SET, name.encode() + b"\0")
 
@@ -142,10 +145,11 @@ def _element(key: bytes) -> bytes:
     return netlink.attribute(_LIST_ELEM, netlink.attribute(_ELEM_KEY, netlink.attribute(_DATA_VALUE, key)))
 
 
-def _keys(body: bytes) -> Iterator[bytes]:
+def _keys(body: bytes) -> Iterator[tuple[bytes, int]]:
     for kind, listed in netlink.attributes(body, netlink.NFGENMSG):
         if kind != _LIST_ELEMENTS:
             continue
         for _, element in netlink.attributes(listed):
-            data = dict(netlink.attributes(element)).get(_ELEM_KEY, b"")
-            yield dict(netlink.attributes(data)).get(_DATA_VALUE, b"")
+            found = dict(netlink.attributes(element))
+            key = dict(netlink.attributes(found.get(_ELEM_KEY, b""))).get(_DATA_VALUE, b"")
+            yield key, int.from_bytes(found.get(_ELEM_EXPIRATION, b""))

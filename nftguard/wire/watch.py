@@ -5,14 +5,13 @@ An event carries no state: it only wakes the reconcile, and tells who did it.
 
 from __future__ import annotations
 
-import socket
 import struct
 import time
 from dataclasses import dataclass
 
 from nftguard.model import TABLE
 from nftguard.names import clean
-from nftguard.wire import netlink
+from nftguard.wire import netlink, rtnl
 
 _BATCH = 512  # datagrams read at a time, so that a storm of events never keeps the loop from its watchdog
 
@@ -22,8 +21,8 @@ _NFT_MSG_NEWGEN = 15
 _NFTA_TABLE = 1  # the table's name is attribute 1 of every message about a table, chain, rule, set, element or object
 _NFTA_GEN_PROC_PID, _NFTA_GEN_PROC_NAME = 2, 3
 
-# linux/include/uapi/linux/rtnetlink.h: RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE
-_RTNL_GROUPS = (1, 5, 7, 9, 11)
+# linux/include/uapi/linux/rtnetlink.h: RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE, _NEXTHOP
+_RTNL_GROUPS = (1, 5, 7, 9, 11, 32)
 _RTM_ROUTE = (24, 25)  # RTM_NEWROUTE, RTM_DELROUTE
 
 _RULESET_BUFFER = 8 << 20  # replacing one table of 1,000 rules overflows the default of 208 KiB
@@ -66,7 +65,7 @@ class RulesetWatch:
 
 
 def _names_ours(body: bytes) -> bool:
-    if body[:1] != bytes([netlink.NFPROTO_INET]):
+    if body[:1] not in {bytes([netlink.NFPROTO_INET]), bytes([netlink.NFPROTO_BRIDGE])}:
         return False
     name = next((value for kind, value in netlink.attributes(body, netlink.NFGENMSG) if kind == _NFTA_TABLE), b"")
     return name.rstrip(b"\0") == TABLE.encode()
@@ -80,7 +79,7 @@ def _change(body: bytes) -> Change:
 
 
 class NetworkWatch:
-    """Links, addresses and default routes."""
+    """Links, addresses, default routes and the nexthop objects that these may go by. Raises OSError."""
 
     def __init__(self) -> None:
         self.socket = netlink.open_socket(netlink.NETLINK_ROUTE, _NETWORK_BUFFER, *_RTNL_GROUPS)
@@ -92,6 +91,5 @@ class NetworkWatch:
 
 
 def _matters(kind: int, body: bytes) -> bool:
-    """Routes matter when they are default ones, also as a pair of halves (0/1 and 128/1, as VPN clients set them)."""
-    # struct rtmsg: family, destination length in bits, …
-    return kind not in _RTM_ROUTE or (len(body) > 1 and body[0] in {socket.AF_INET, socket.AF_INET6} and body[1] <= 1)
+    """Routes matter when they lead to a large part of the world, of whichever type: one may replace another unsaid."""
+    return kind not in _RTM_ROUTE or rtnl.is_short(body)
