@@ -106,7 +106,7 @@ class Bulletin:
         how = f"changed by {blame(change)}, mended {gap * 1000:.1f} ms after it was seen"
         log().warning(
             "repaired",
-            found="; ".join(found[:_NAMED]) + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""),
+            found=_named(found),
             differences=len(found),
             who=blame(change),
             pid=change.pid if change else None,
@@ -117,18 +117,25 @@ class Bulletin:
             gap_usec=round(gap * 1e6) if change else None,
         )
 
+    def followed(self, outcome: Outcome, cause: str) -> None:
+        """Record that exceptions were brought up to date with this host."""
+        found = outcome.plan.found
+        log().info("followed", found=_named(found), differences=len(found), cause=cause)
+
     def fought(self, repairs: int, change: Change | None) -> None:
         """Record that a program keeps changing the table: at first, and again after 10, 100, 1,000 more repairs."""
         self._repairs += 1
         if str(repairs - FIGHT_AFTER).rstrip("0") == "1":
             log().error("fought", who=blame(change), repairs=repairs, interval=FIGHT_MOST)
 
-    def warn(self) -> None:
-        """Look for what the table cannot reach on this host, and record it when that is news."""
-        if (found := warnings(self.desired)) != self._warned:
-            self._warned = found
+    def warn(self, problems: tuple[str, ...] = ()) -> None:
+        """Look for what the table cannot reach on this host, and record it, with these problems, when it is news."""
+        beyond = warnings(self.desired)
+        for kind, found in (("forward_open", beyond), ("not_allowed", problems)):
             for warning in found:
-                log().warning("forward_open", warning=warning)
+                if warning not in self._warned:
+                    log().warning(kind, warning=warning)
+        self._warned = beyond + problems
 
     def unsure(self, change: Change) -> None:
         """Tell that the table was touched and is not looked at yet, because somebody does it again and again."""
@@ -225,6 +232,10 @@ class Bulletin:
         if path not in self._complained:
             self._complained.add(path)
             log().warning("state_unwritable", path=path, reason=error.strerror)
+
+
+def _named(found: tuple[str, ...]) -> str:
+    return "; ".join(found[:_NAMED]) + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else "")
 
 
 def blame(change: Change | None) -> str:

@@ -127,20 +127,24 @@ def apply(ctx: click.Context) -> None:
         _print(answer)
     from dataclasses import replace
 
-    from nftguard import lastgood, state, status
+    from nftguard import lastgood, state, status, surroundings
+    from nftguard.network import Network
     from nftguard.reconcile import reconcile
 
     with state.lock():
         kept = lastgood.load()
         good, kernel = lastgood.read(ctx.meta["config"], kept.counters if kept else {}), _kernel()
-        desired = good.table(kernel.features)
+        host, problems = surroundings.once(good.config)
+        desired = good.table(kernel.features, host)
         outcome = reconcile(kernel, desired)
         if outcome.live:
             good = replace(good, counters=outcome.live.counters)
         try:
-            lastgood.save(good, kernel.features)
+            lastgood.save(good, kernel.features, replace(host, network=Network()))
         except OSError as error:
             click.echo(f"nftguard: not kept for the next start: {error.strerror}: {error.filename}", err=True)
+    for problem in problems:
+        click.echo(f"nftguard: {problem}", err=True)
     click.echo(f"{status.summary(desired)} ({status.told_changes(len(outcome.plan))})")
 
 
@@ -242,9 +246,13 @@ def _kernel() -> Nftables:
 
 
 def _desired(ctx: click.Context, features: Features) -> Table:
-    from nftguard import config, policy
+    from nftguard import config, policy, surroundings
 
-    return policy.build(config.load(ctx.meta["config"]), features)
+    wanted = config.load(ctx.meta["config"])
+    host, problems = surroundings.once(wanted)
+    for problem in problems:
+        click.echo(f"nftguard: {problem}", err=True)
+    return policy.build(wanted, features, host)
 
 
 def _seconds(text: str) -> int:

@@ -15,9 +15,12 @@ from nftguard.errors import NftguardError, NotPermittedError, UnavailableError
 from nftguard.journal import JournalSink, log
 from nftguard.keeper import Keeper
 from nftguard.pace import Cause
+from nftguard.surroundings import Surroundings, needs_units
 from nftguard.wire.watch import NetworkWatch, RulesetWatch
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from nftguard.kernel import Nftables
     from nftguard.wire.nflog import Reader
 
@@ -31,13 +34,16 @@ class Daemon:
         self._path = path
         self._kernel = kernel
         self._sink = sink
-        self._keeper = Keeper(path, kernel)
+        self._surroundings = Surroundings(lambda: self._recorder.attribution.tree)
+        self._keeper = Keeper(path, kernel, self._surroundings)
         self._pace, self._bulletin = self._keeper.pace, self._keeper.bulletin
         self._selector = selectors.DefaultSelector()
         self._control: control.Server | None = None
         self._recorder = Recorder(kernel.nfnl, self._bulletin, sink)
         self._resume_at: float | None = None  # seconds on the monotonic clock
         self._reload_asked = self._stopping = False
+        self._units: Mapping[str, Mapping[str, str]] = {}
+        """The control groups of units that are excepted, as they were last seen."""
 
     def run(self) -> None:
         """Protect until told to stop.
@@ -182,7 +188,7 @@ class Daemon:
     def _pass(self) -> NftguardError | None:
         """Take the one path, and follow what a new configuration asks of this end."""
         error = self._keeper.run()
-        self._follow_attempts()
+        self._follow()
         self._recorder.check()
         if not self._bulletin.suspended:
             self._resume_at = None
@@ -219,16 +225,26 @@ class Daemon:
             self._sink.flush()
             self._sink.close()
 
-    def _follow_attempts(self) -> None:
-        """Read the NFLOG group that the configuration names."""
+    def _follow(self) -> None:
+        """Read the NFLOG group that the configuration names, and follow the control groups where they are used."""
         good, recorder = self._keeper.good, self._recorder
         old = recorder.reader
         recorder.follow(good.config.log.group if good and good.config.log.target == "journal" else None)
         if old is not recorder.reader:
             if old:
                 self._selector.unregister(old.socket)
-            groups = recorder.attribution.fd
-            if groups is not None and groups not in self._selector.get_map():
-                self._selector.register(groups, selectors.EVENT_READ, recorder.attribution.read)
             if reader := recorder.reader:
                 self._selector.register(reader.socket, selectors.EVENT_READ, lambda: self._on_packets(reader))
+        if good and needs_units(good.config):
+            recorder.attribution.begin()
+        groups = recorder.attribution.fd
+        if groups is not None and groups not in self._selector.get_map():
+            self._selector.register(groups, selectors.EVENT_READ, self._on_groups)
+            self._on_groups()  # the first pass, which nothing was to delay, knew of none
+
+    def _on_groups(self) -> None:
+        self._recorder.attribution.read()
+        good = self._keeper.good
+        if good and (units := self._surroundings.units(good.config)) != self._units:
+            self._units = units
+            self._pace.wake(Cause.HOST)

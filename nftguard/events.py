@@ -24,6 +24,8 @@ class Event:
 EVENTS = {
     "applied": Event("ab4861976b4e44d1a6f6922009657557", "{summary} ({cause}: {changes})"),
     "repaired": Event("acf1dee5ffcb45ec97a011c92426e9fa", "rules repaired: {found}; {how}"),
+    "followed": Event("9d4eef3f5e544e9faa2208e3bd85d343", "exceptions follow this host ({cause}): {found}"),
+    "not_allowed": Event("3c26b1cbb0de4af0a0285d869b573fea", "{warning}"),
     "fought": Event(
         "16d5a929c84c49b487d4b477c83dac2b",
         "another program keeps changing the rules ({who}): {repairs} repairs so far; they slow down to one every "

@@ -12,10 +12,12 @@ from nftguard.bulletin import Bulletin
 from nftguard.config import Config
 from nftguard.errors import NftguardError
 from nftguard.journal import log
+from nftguard.network import Network
 from nftguard.pace import Cause, Pace
-from nftguard.plan import remove
+from nftguard.plan import diff, remove
 from nftguard.reconcile import Outcome, reconcile
 from nftguard.status import Standing, State, told_changes
+from nftguard.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,9 +33,10 @@ _CHANGES = 100  # kept to find who changed the ruleset; a storm must not fill th
 class Keeper:
     """Keeps one policy in force: that of the configuration, or the last good one while that is refused."""
 
-    def __init__(self, path: Path, kernel: Kernel) -> None:
+    def __init__(self, path: Path, kernel: Kernel, surroundings: Surroundings | None = None) -> None:
         self._path = path
         self._kernel = kernel
+        self._surroundings = surroundings or Surroundings()
         self._changes: list[Change] = []
         self.pace = Pace(time.monotonic, Config().service.resync)
         self.bulletin = Bulletin()
@@ -55,6 +58,8 @@ class Keeper:
         Raises it at the start, when there is no last good policy to put in force instead.
         """
         causes = self.pace.take()
+        if causes & {Cause.START, Cause.RELOAD, Cause.NETWORK, Cause.TIMER}:
+            self._surroundings.stale()
         changes, self._changes = self._changes, []
         start, fresh = Cause.START in causes, bool(causes & {Cause.START, Cause.RELOAD})
         if self.bulletin.suspended and not fresh:
@@ -89,7 +94,7 @@ class Keeper:
                 problem = problem or error
         if start or announced:
             notify.ready(self.bulletin.sentence())
-        self.bulletin.warn()
+        self.bulletin.warn(self._surroundings.problems(self.good.config) if self.good else ())
         self.bulletin.tell()
         return problem
 
@@ -105,12 +110,14 @@ class Keeper:
     def _hold(self, causes: frozenset[Cause], changes: list[Change], working: Callable[[], None]) -> None:
         """Keep in force what is."""
         assert self.good  # noqa: S101 - there is one from the start on
-        before = self.bulletin.counters
+        before, expected = self.bulletin.counters, self.bulletin.desired
         outcome = self._reconcile(self.good, working)
         if self.bulletin.counters != before:
             self._save()
         if causes & {Cause.START, Cause.RESUME}:
             self._applied(outcome, causes)
+        elif outcome.plan and not diff(outcome.live, expected):
+            self.bulletin.followed(outcome, _told(causes))  # nobody touched it: what names stand for is another by now
         elif outcome.plan:
             change = next((change for change in changes if change.pid and not _ours(change)), None)
             self.pace.repaired()
@@ -124,7 +131,8 @@ class Keeper:
         log().info("applied", summary=summary, cause=_told(causes), changes=told_changes(len(outcome.plan)))
 
     def _reconcile(self, good: LastGood, working: Callable[[], None]) -> Outcome:
-        desired = replace(good, counters=self.bulletin.counters).table(self._kernel.features)
+        host = self._surroundings.host(good.config)
+        desired = replace(good, counters=self.bulletin.counters).table(self._kernel.features, host)
         outcome = reconcile(self._kernel, desired, working)
         self.bulletin.passed(outcome, desired)
         self.pace.resync = self.bulletin.resync = good.config.service.resync
@@ -153,7 +161,9 @@ class Keeper:
     def _save(self) -> None:
         if self.good:
             try:
-                lastgood.save(replace(self.good, counters=self.bulletin.counters), self._kernel.features)
+                # Of what is looked up, only what is sure to hold at the next boot: users and groups.
+                host = replace(self._surroundings.host(self.good.config), network=Network())
+                lastgood.save(replace(self.good, counters=self.bulletin.counters), self._kernel.features, host)
             except OSError as error:
                 self.bulletin.complain(lastgood.path(), error)
 

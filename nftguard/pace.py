@@ -16,6 +16,8 @@ class Cause(StrEnum):
     RELOAD = "reload"
     RULESET = "ruleset change"
     NETWORK = "network change"
+    HOST = "change of who may"
+    ALLOWANCE = "allowance"
     TIMER = "timer"
     RETRY = "retry"
     RESUME = "end of the pause"

@@ -11,7 +11,7 @@ from nftguard.model import FAMILY, Set
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from nftguard.model import Base, Chain, Counter, DynamicSet, Map, Rule, Table, Verdict
+    from nftguard.model import Chain, Counter, DynamicSet, Map, Rule, Table, Verdict
     from nftguard.ports import Ports
 
 Kind = Literal["chain", "map", "set", "counter"]

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nftguard import bootscript, bulletin, control, policy, state, status
+from nftguard import bootscript, bulletin, control, policy, state, status, surroundings
 from nftguard.config import load
 from nftguard.errors import ConfigError, UnavailableError
 from nftguard.kernel import Nftables
@@ -20,8 +20,11 @@ def from_kernel(config: Path) -> tuple[dict[str, Any], int]:
     live = kernel.snapshot()
     desired: Table | None = None
     reasons: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
     try:
-        desired = policy.build(load(config), kernel.features)
+        wanted = load(config)
+        host, problems = surroundings.once(wanted)
+        desired = policy.build(wanted, kernel.features, host)
     except ConfigError as error:
         reasons = tuple(map(str, error.problems))
     word = state.read_status() if control.listening(Path(bootscript.run_dir()) / "control") else None
@@ -39,7 +42,7 @@ def from_kernel(config: Path) -> tuple[dict[str, Any], int]:
             for row in (word or {}).get("ports", [])
             if row["last_seen"]
         },
-        warnings=bulletin.warnings(live or Table()),
+        warnings=bulletin.warnings(live or Table()) + problems,
         daemon=(word or {}).get("daemon"),
         at=time.time(),
     )

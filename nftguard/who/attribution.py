@@ -76,6 +76,11 @@ class Attribution:
             self._guests = Guests(self._tree)
 
     @property
+    def tree(self) -> Tree | None:
+        """The control groups; None where they are not, or cannot be, followed."""
+        return self._tree
+
+    @property
     def fd(self) -> int | None:
         """The descriptor that is readable when control groups came or went; None where they cannot be followed."""
         return self._tree.fd if self._tree else None

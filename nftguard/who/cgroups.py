@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from nftguard.errors import UnavailableError
 from nftguard.names import clean
-from nftguard.who.owners import estate
+from nftguard.who.owners import estate, unit_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -74,6 +74,7 @@ class Tree:
         self._clock = clock
         self._live: dict[int, str] = {}
         self._ids: dict[str, int] = {}
+        self._units: dict[str, dict[str, int]] = {}
         self._gone: OrderedDict[int, str] = OrderedDict()
         self._watches: dict[int, str] = {}
         self._below: Counter[str] = Counter()
@@ -107,6 +108,10 @@ class Tree:
     def paths(self) -> list[str]:
         """List the paths of the groups that live, parents before their children."""
         return sorted(self._ids)
+
+    def unit(self, name: str) -> dict[str, int]:
+        """Give the live groups of a unit of the system's manager, paths to ids: one, but for the moment of a move."""
+        return dict(self._units.get(name, {}))
 
     def directory(self, path: str) -> Path:
         """Give the directory of a path that `path` or `paths` gave."""
@@ -187,6 +192,8 @@ class Tree:
         self._below[unit] += 1
         self._ids[path] = number
         self._live[number] = path
+        if name := unit_at(path):
+            self._units.setdefault(name, {})[path] = number
         self.changes += 1
         return True
 
@@ -198,6 +205,10 @@ class Tree:
         if not self._below[unit]:
             del self._below[unit]
         self._live.pop(number, None)
+        if (name := unit_at(path)) and (there := self._units.get(name)):
+            there.pop(path, None)
+            if not there:
+                del self._units[name]
         self._gone[number] = path
         if len(self._gone) > _GONE:
             self._gone.popitem(last=False)

@@ -23,6 +23,16 @@ def estate(path: str) -> str:
     return "/" + "/".join(named)  # "/system.slice/ssh.service", "/lxc/web"
 
 
+def unit_at(path: str) -> str:
+    """Name the unit of the system's manager whose own group this path is; empty where it is none.
+
+    It stands right below slices, which are systemd's own. What is below a unit or a container may be called like
+    another unit: its owner can make and name it.
+    """
+    *above, name = path.strip("/").split("/")
+    return name if name.endswith((*_UNITS, ".slice")) and all(part.endswith(".slice") for part in above) else ""
+
+
 def _first(parts: list[str]) -> int:
     """Find the first part that is no slice; the length where there is none."""
     return next((at for at, part in enumerate(parts) if not part.endswith(".slice")), len(parts))

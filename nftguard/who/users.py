@@ -1,4 +1,4 @@
-"""The names of users, from /etc/passwd alone.
+"""The names of users, from /etc/passwd alone; and those of groups, whose file begins its lines alike.
 
 Never through the name service switch: it may ask a server over the network and wait for it, in the middle of a flood
 of attempts. Users that only a directory service knows have a number and no name here.
@@ -20,26 +20,38 @@ class Users:
         self._path = path
         self._seen: tuple[int, int, int] | None = None
         self._names: dict[int, str] = {}
+        self._ids: dict[str, int] = {}
 
     def name(self, uid: int) -> str:
         """Give the user's name, fit to be shown; empty where the file has none."""
+        self._read()
+        return self._names.get(uid, "")
+
+    def ids(self) -> dict[str, int]:
+        """Give the ids by name; of two lines with the same name the first counts."""
+        self._read()
+        return self._ids
+
+    def _read(self) -> None:
         try:
             status = self._path.stat()
             seen = (status.st_ino, status.st_size, status.st_mtime_ns)
             if seen != self._seen:
                 with self._path.open("rb") as file:
-                    self._names = parse(file.read(_MOST))
+                    self._names, self._ids = parse(file.read(_MOST))
                 self._seen = seen
         except OSError:  # replaced at this moment, or unreadable: what was known holds
             pass
-        return self._names.get(uid, "")
 
 
-def parse(data: bytes) -> dict[int, str]:
-    """Read passwd(5): of two lines with the same id the first counts, as it does for getpwuid(3)."""
+def parse(data: bytes) -> tuple[dict[int, str], dict[str, int]]:
+    """Read passwd(5) or group(5) both ways: of two lines the first counts, as it does for getpwuid(3)."""
     names: dict[int, str] = {}
+    ids: dict[str, int] = {}
     for line in data.split(b"\n"):
         fields = line.split(b":")
         if len(fields) >= 3 and fields[0] and fields[2].isdigit() and len(fields[2]) <= 10:
-            names.setdefault(int(fields[2]), clean(fields[0]))
-    return names
+            name = clean(fields[0])
+            names.setdefault(int(fields[2]), name)
+            ids.setdefault(name, int(fields[2]))
+    return names, ids
