@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import pytest
 
 from nftguard.kernel import Nftables
 from tests.groups import group
+from tests.hosts import Hosts
 from tests.netns import Namespace
 
 if TYPE_CHECKING:
@@ -82,3 +84,19 @@ def base() -> Iterator[Path]:
 def clock() -> list[float]:
     """A clock that the test moves by hand, in seconds."""
     return [1000.0]
+
+
+@pytest.fixture(scope="module")
+def network(_kernel_there: None) -> Iterator[Hosts]:
+    with contextlib.ExitStack() as stack:
+        yield Hosts(stack)
+
+
+@pytest.fixture
+def hosts(network: Hosts) -> Iterator[Hosts]:
+    """The three hosts, without rules."""
+    yield network
+    if network.kernel.nfnl.flags() is not None:
+        network.guarded.nft("delete table inet nftguard")
+    if network.kernel.nfnl.flags("bridge") is not None:
+        network.guarded.nft("delete table bridge nftguard")

@@ -42,6 +42,10 @@ class Namespace:
             _call("setns", self._fd, _CLONE_NEWNET)
             yield
 
+    def enter(self) -> None:
+        """Move this thread into the namespace for good: for a child process."""
+        _call("setns", self._fd, _CLONE_NEWNET)
+
     def run(self, *argv: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command inside, to its end."""
         with self.entered():

@@ -12,121 +12,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nftguard.kernel import Nftables
 from nftguard.model import Hook, Protocol
-from nftguard.reconcile import reconcile
 from nftguard.wire.nflog import Attempt, Reader
 from tests.conftest import ORIGIN
-from tests.examples import table_of
-from tests.netns import Namespace, connect
+from tests.hosts import FAMILIES, Hosts, address, arrivals, arrived_ports, attempt, listening, syn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NEIGHBOURS = (24, 26, 80, 8080)
-FAMILIES = pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
-
-
-class Hosts:
-    """Three hosts in a row: `inner` behind `guarded`, which forwards for it, and `outer` beyond."""
-
-    def __init__(self, stack: contextlib.ExitStack) -> None:
-        self.inner, self.guarded, self.outer = (Namespace() for _ in range(3))
-        for namespace in (self.inner, self.guarded, self.outer):
-            stack.callback(namespace.close)
-        connect(self.guarded, self.inner, "in", 1)
-        connect(self.guarded, self.outer, "out", 2)
-        self.guarded.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
-        for host, network in ((self.inner, 1), (self.outer, 2)):
-            host.run("ip", "route", "add", "default", "via", f"10.0.{network}.1")
-            host.run("ip", "-6", "route", "add", "default", "via", f"fd00:{network}::1")
-        with self.guarded.entered():
-            self.kernel = Nftables()
-            stack.callback(self.kernel.close)
-
-    def guard(self, text: str) -> None:
-        with self.guarded.entered():
-            reconcile(self.kernel, table_of(text))
-
-    def packets(self) -> dict[str, int]:
-        table = self.kernel.snapshot()
-        assert table
-        return {name: counter.packets for name, counter in table.counters.items()}
-
-
-@pytest.fixture(scope="module")
-def network(_kernel_there: None) -> Iterator[Hosts]:
-    with contextlib.ExitStack() as stack:
-        yield Hosts(stack)
-
-
-@pytest.fixture
-def hosts(network: Hosts) -> Iterator[Hosts]:
-    """The three hosts, without rules."""
-    yield network
-    if network.kernel.snapshot():
-        network.guarded.nft("delete table inet nftguard")
-
-
-def address(family: int, number: int, host: int = 2) -> str:
-    return f"10.0.{number}.{host}" if family == socket.AF_INET else f"fd00:{number}::{host}"
-
-
-@contextlib.contextmanager
-def listening(where: Namespace, family: int, ports: tuple[int, ...]) -> Iterator[dict[int, socket.socket]]:
-    with where.entered(), contextlib.ExitStack() as stack:
-        sockets = {}
-        for port in ports:
-            sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))  # noqa: S104 - inside the namespace
-            sock.listen()
-            sockets[port] = sock
-        yield sockets
-
-
-@contextlib.contextmanager
-def arrivals(where: Namespace, family: int) -> Iterator[socket.socket]:
-    """Every TCP segment that reaches a host, seen by a raw socket at the receiving end."""
-    with where.entered(), socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_TCP) as sock:
-        sock.settimeout(0.2)
-        yield sock
-
-
-def arrived_ports(sock: socket.socket, family: int) -> set[int]:
-    ports = set()
-    with contextlib.suppress(TimeoutError):
-        while data := sock.recv(4096):
-            segment = data[(data[0] & 15) * 4 :] if family == socket.AF_INET else data  # IPv6: without its header
-            ports.add(struct.unpack_from("!H", segment, 2)[0])
-    return ports
-
-
-def attempt(where: Namespace, family: int, host: str, port: int, patience: float = 0.15) -> int:
-    """Try to connect; give the error number, ETIMEDOUT when nothing came back in time."""
-    with where.entered(), socket.socket(family, socket.SOCK_STREAM) as sock:
-        sock.settimeout(patience)
-        try:
-            sock.connect((host, port))
-        except TimeoutError:
-            return errno.ETIMEDOUT
-        except OSError as error:
-            return error.errno or 0
-        return 0
-
-
-def syn(where: Namespace, host: str, port: int, count: int, kind: int = 0x02, source: int = 40000) -> None:
-    """Send exactly `count` TCP segments with the given flags over IPv4, past the TCP stack."""
-    with where.entered(), socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as sock:
-        sock.connect((host, 0))
-        pseudo = socket.inet_aton(sock.getsockname()[0]) + socket.inet_aton(host) + struct.pack("!BBH", 0, 6, 20)
-        segment = struct.pack("!HHIIBBHHH", source, port, 1, 0, 5 << 4, kind, 8192, 0, 0)
-        total = sum(struct.unpack("!16H", pseudo + segment))
-        total = (total & 0xFFFF) + (total >> 16)
-        segment = segment[:16] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + segment[18:]
-        for _ in range(count):
-            with contextlib.suppress(PermissionError):  # a raw socket is told of a drop on output
-                sock.send(segment)
 
 
 @FAMILIES
@@ -300,7 +194,7 @@ def test_an_attempt_is_logged_with_who_and_where(hosts: Hosts, reader: Reader, f
     here, there = address(family, 2, 1), address(family, 2)
     (found,) = drain(reader, 1)
     # `outbound` is the name here of a number there: the reader is asked from outside of the namespace
-    plain = replace(found, sequence=0, outbound="", size=0)
+    plain = replace(found, sequence=0, outbound="", size=0, ttl=0)
     assert plain == Attempt("mail", Hook.OUTPUT, Protocol.TCP, here, 41000, there, 25, 1234, 4321)
     assert found.sequence
     assert found.size >= 40
