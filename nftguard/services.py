@@ -10,17 +10,12 @@ from typing import TYPE_CHECKING
 
 from nftguard.model import Protocol
 from nftguard.ports import Ports
+from nftguard.presets import PRESETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SERVICES = Path("/etc/services")
-
-# Presets carry numbers: a minimal Debian 12 has no /etc/services.
-PRESETS: dict[str, tuple[int, ...]] = {
-    # SMTP, POP2, POP3, IMAP, SMTP over TLS, submission, IMAP and POP3 over TLS (IANA service name registry)
-    "mail": (25, 109, 110, 143, 465, 587, 993, 995),
-}
 
 
 def parse(text: object) -> tuple[Ports, ...]:
@@ -42,7 +37,7 @@ def parse(text: object) -> tuple[Ports, ...]:
     if word.startswith("@"):
         if word[1:] not in PRESETS:
             raise ValueError(f"no preset {word}{_nearest(word[1:], PRESETS, '@')}; there is {_presets()}")
-        return tuple(Ports(port, port) for port in PRESETS[word[1:]])
+        return PRESETS[word[1:]].ports
     port = _service(word)
     return (Ports(port, port),)
 

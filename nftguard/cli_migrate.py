@@ -1,0 +1,188 @@
+"""The verbs for the first day: import and presets."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from nftguard.errors import NftguardError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nftguard.migrate.rules import Ruleset
+    from nftguard.migrate.translate import Translation
+
+MAX_FILE = 4 << 20  # bytes; a hundred thousand rules
+ROOT = Path("/")
+_LOADED = (
+    "rules that are loaded stay in force beside nftguard's until they are deleted or the host restarts; to see them:",
+    "    iptables -S; iptables-legacy -S; ip6tables -S",
+    "to delete one, put -D for the -A that it is shown with:",
+    "    iptables -D OUTPUT -p tcp --dport 25 -j DROP",
+)
+
+
+@click.command("import", short_help="Take over the rules of iptables, ufw or firewalld.")
+@click.argument("file", metavar="FILE")
+def import_(file: str) -> None:
+    """Take over what another firewall blocks: print a configuration for it. Changes nothing.
+
+    FILE, or - for the standard input, is one of these; which one is found out:
+
+    \b
+    iptables   what iptables-save or iptables -S prints, a file for iptables-restore
+    ufw        /etc/ufw/user.rules; what ufw show added or ufw status verbose prints
+    firewalld  what firewall-cmd --direct --get-all-rules prints, direct.xml, a policy's XML
+
+    \b
+    nftguard import /etc/iptables.up.rules >/etc/nftguard.toml
+    iptables-save | nftguard import - >/etc/nftguard.toml
+
+    The same packets are blocked as before, over IPv4 and IPv6. What cannot be said in a configuration is listed on
+    stderr, with what that means, and the exit code is 1 then. So is what else of the old set-up is in the way.
+    """  # noqa: D301 - click's \\b
+    from nftguard.migrate import leftovers
+    from nftguard.wording import many
+
+    shown = "the standard input" if file == "-" else file
+    rules = read(shown, _lines(file))
+    text, found = translated(shown, rules)
+    click.echo(f"nftguard: {rules.kind}: {many(text.count('[[block]]'), 'block')}", err=True)
+    _tell(rules, found)
+    click.echo(text, nl=False)
+    click.echo("nftguard: what else of the old rules may be about:", err=True)
+    for line in (*leftovers.advice(ROOT, {rule.prefix for rule in found.seen if rule.prefix}), *_LOADED):
+        click.echo(f"  {line}", err=True)
+    if not text:
+        raise NftguardError(f"{shown}: {rules.kind}: nothing in it that nftguard could block")
+    if found.findings:
+        sys.exit(1)
+
+
+def translated(shown: str, rules: Ruleset) -> tuple[str, Translation]:
+    """Translate rules to the text of a configuration, empty where nothing is blocked, and hold that to `check`.
+
+    Raises NftguardError.
+    """
+    from nftguard.migrate import blocks
+    from nftguard.migrate.translate import translate
+
+    found = translate(rules)
+    written = blocks.gather(found.parts)
+    if not written:
+        return "", found
+    head = _head(shown, rules, forward=any("forward" in block.hooks for block in written))
+    text = blocks.toml(written, head, found, _named)
+    _check(text)
+    return text, found
+
+
+def _head(shown: str, rules: Ruleset, forward: bool) -> list[str]:
+    return [
+        f"Taken over by `nftguard import` from {shown}: {rules.kind}.",
+        "Next: nftguard check, then nftguard plan, which shows the rules; then systemctl enable --now nftguard.",
+        "These blocks hold for IPv4 and for IPv6; an address that one of them allows is of one of the two.",
+        *(["A forward block stops all that guests and clients send out, but not what comes in to them."] * forward),
+        *rules.notes,
+    ]
+
+
+def _tell(rules: Ruleset, found: Translation) -> None:
+    from nftguard.migrate.translate import told_left
+
+    if left := told_left(rules, found):
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left.items()))
+        click.echo(f"nftguard: rules left alone: {kinds}", err=True)
+    for finding in sorted(found.findings):
+        click.echo(f"nftguard: {finding}", err=True)
+
+
+def _lines(file: str) -> list[str]:
+    if file == "-":
+        data = sys.stdin.buffer.read(MAX_FILE + 1)
+    else:
+        with Path(file).open("rb") as stream:  # a FIFO is welcome: <(iptables-save)
+            data = stream.read(MAX_FILE + 1)
+    if len(data) > MAX_FILE:
+        raise NftguardError(f"{file}: is larger than 4 MiB; that is no file of rules")
+    return data.decode("utf-8-sig", errors="replace").splitlines()
+
+
+def read(file: str, lines: Sequence[str]) -> Ruleset:
+    """Find out what the lines are, and read them. Raises NftguardError."""
+    from nftguard.migrate import firewalld, iptables, ufw
+
+    readers = (ufw.recognised, ufw.read), (firewalld.recognised, firewalld.read), (iptables.recognised, iptables.read)
+    for recognised, read in readers:  # ufw's user.rules is iptables' too
+        if recognised(lines):
+            try:
+                return read(lines)
+            except NftguardError as error:
+                raise NftguardError(f"{file}: {error}") from None
+    raise NftguardError(f"{file}: these are no rules of iptables, ufw or firewalld; see nftguard import --help")
+
+
+def _named(key: str, value: str) -> str:
+    """Give the name of a user or a group of this host; the number where it has none."""
+    import grp
+    import pwd
+
+    from nftguard import values
+
+    try:
+        if key == "users" and value.isdecimal():
+            return values.account(pwd.getpwuid(int(value)).pw_name)
+        if key == "groups" and value.isdecimal():
+            return values.account(grp.getgrgid(int(value)).gr_name)
+    except (KeyError, OverflowError, ValueError):  # no such id, no such id anywhere, a name that cannot be written
+        pass
+    return value
+
+
+def _check(text: str) -> None:
+    """Hold the configuration to what `nftguard check` asks. Raises NftguardError."""
+    import tempfile
+
+    from nftguard import config
+    from nftguard.errors import ConfigError
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "nftguard.toml"
+        path.write_text(text, encoding="utf-8")
+        try:
+            config.load(path)
+        except ConfigError as error:
+            told = "; ".join(f"{problem.key}: {problem.message}" for problem in error.problems)
+            raise NftguardError(f"what was translated is no valid configuration: {told}") from None
+
+
+@click.command(short_help="What is behind @mail and the like?")
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, for machines.")
+def presets(name: str | None, as_json: bool) -> None:
+    """Show what is behind @mail and the like: ports that are blocked together, and why.
+
+    With NAME that one alone. In a configuration: ports = ["@mail", 22], and the protocols that are listed here.
+    """
+    from nftguard.presets import PRESETS
+
+    wanted = (name or "").removeprefix("@")
+    if wanted and wanted not in PRESETS:
+        raise click.BadParameter(f"there is {', '.join(f'@{key}' for key in PRESETS)}", param_hint=f"preset {name!r}")
+    found = {wanted: PRESETS[wanted]} if wanted else PRESETS
+    if as_json:
+        document = {
+            key: {"ports": [str(ports) for ports in preset.ports], "protocols": preset.protocols, "why": preset.why}
+            for key, preset in found.items()
+        }
+        click.echo(json.dumps(document))
+        return
+    for number, (key, preset) in enumerate(found.items()):
+        ports = " ".join(map(str, preset.ports))
+        click.echo(f"{chr(10) * bool(number)}@{key}  {'/'.join(preset.protocols)} {ports}")
+        click.echo(click.wrap_text(preset.why, 80, "    ", "    "))
