@@ -181,6 +181,39 @@ def connections(cgroup: int) -> list[Connection]:
     ]
 
 
+def listening() -> set[tuple[Protocol, str, int]]:
+    """List the addresses and ports on which this host takes connections, or datagrams of anybody.
+
+    Raises OSError where the kernel gives none.
+    """
+    found = {
+        (Protocol.TCP, _shown(one.local), one.port)
+        for one in _ask(_TCP_GETSOCK, _every(_LISTEN), dump=True)
+        if one.state == _LISTEN
+    }
+    for family in (socket.AF_INET, socket.AF_INET6):
+        request = _REQUEST.pack(family, _NUMBERS[Protocol.UDP], 0, _ANY_STATE) + bytes(_ID.size + _ID_REST.size)
+        found |= {
+            (Protocol.UDP, _shown(one.local), one.port)
+            for one in _ask(_BY_FAMILY, request, dump=True)
+            if not one.remote_port
+        }
+    return found
+
+
+def established(port: int) -> set[tuple[str, int, str]]:
+    """List the TCP connections of a local port: the peer's address and port, and the address here. Raises OSError."""
+    return {
+        (_shown(one.remote), one.remote_port, _shown(one.local))
+        for one in _ask(_TCP_GETSOCK, _every(_ESTABLISHED), dump=True)
+        if one.state == _ESTABLISHED and one.port == port
+    }
+
+
+def _every(*states: int) -> bytes:
+    return _OLD_REQUEST.pack(0, 0, 0, 0) + bytes(_ID.size + _ID_REST.size) + struct.pack("=II", _states(*states), 0)
+
+
 def _quiet(found: Entry) -> int | None:
     if len(found.info) < _INFO_LAST_DATA_RECV + 4:
         return None
