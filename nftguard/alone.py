@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from nftguard import config, footing, lastgood, logins, policy, state, status, surroundings
+from nftguard import allowances, config, footing, lastgood, logins, policy, state, status, surroundings
 from nftguard.errors import ConfigError, NftguardError
 from nftguard.kernel import Nftables
 from nftguard.network import Network
@@ -29,8 +29,9 @@ class Wanted:
 def wanted(path: Path, features: Features) -> Wanted:
     """Build the table of the configuration as its files are now. Raises ConfigError."""
     found = config.load(path)
-    host, problems = surroundings.once(found)
-    return Wanted(policy.build(found, features, host), problems)
+    allowed = allowances.current()
+    host, problems = surroundings.once(found, allowed)
+    return Wanted(policy.build(found, features, host, allowed), problems)
 
 
 def losses(path: Path, kernel: Nftables) -> tuple[str, ...]:
@@ -54,8 +55,9 @@ def apply(path: Path) -> tuple[str, tuple[str, ...]]:
     with state.lock():
         kept = lastgood.load()
         good, kernel = lastgood.read(path, kept.counters if kept else {}), Nftables()
-        host, problems = surroundings.once(good.config)
-        desired = good.table(kernel.features, host)
+        allowed = allowances.current()
+        host, problems = surroundings.once(good.config, allowed)
+        desired = good.table(kernel.features, host, allowed)
         outcome = reconcile(kernel, desired)
         if outcome.live:
             good = replace(good, counters=outcome.live.counters)

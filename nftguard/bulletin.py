@@ -6,7 +6,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nftguard import bootscript, hostinfo, notify, policy, state, status
 from nftguard.errors import ConfigError, NftguardError
@@ -39,6 +39,8 @@ class Bulletin:
         self.log_target = "journal"
         self.tell_at: float | None = None
         """When, on the monotonic clock, attempts are due to be told."""
+        self.allowed: list[dict[str, Any]] = []
+        """What is allowed for a while, as `Allowances.listing` gives it."""
         self.records_dropped = 0
         """Records that journald did not take in time."""
         self.counters: dict[str, Counter] = {}
@@ -205,6 +207,7 @@ class Bulletin:
             None if self.suspended else replace(self.desired, counters=self.counters),
             seen=self._seen,
             warnings=self._warned,
+            allowed=self.allowed,
             at=time.time(),
             daemon={
                 "pid": os.getpid(),

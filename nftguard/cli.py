@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from nftguard import __version__, bootscript, cli_records
+from nftguard import (
+    __version__,
+    bootscript,
+    cli_allow,
+    cli_explain,
+    cli_migrate,
+    cli_records,
+    cli_resolve,
+    cli_try,
+    cli_verify,
+)
 from nftguard.errors import (
     ConfigError,
     NftguardError,
@@ -65,6 +75,7 @@ def cli(ctx: click.Context, config: str) -> None:
     After editing the configuration:  nftguard check && systemctl reload nftguard
     How do things stand:              nftguard status
     Who tried:                        nftguard report, or journalctl -u nftguard
+    Would this packet pass:           nftguard explain tcp 203.0.113.7:25
 
     Exit codes: 0 done; 1 failed, or what a verb says; 2 used wrongly; 69 something is missing on this host;
     77 not permitted; 78 the configuration is refused.
@@ -81,14 +92,15 @@ def check(ctx: click.Context) -> None:
     Changes nothing. Prints every problem with its file and key, and exits with 78, when not. Without privilege the
     kernel is not asked.
     """
+    from nftguard import alone
     from nftguard.model import PLAIN
     from nftguard.status import summary
 
     desired = _desired(ctx, PLAIN)
     try:
         kernel = _kernel()
-        desired = _desired(ctx, kernel.features)
-        kernel.check(desired)
+        kernel.check(alone.wanted(ctx.meta["config"], kernel.features).table)
+        _complain(alone.losses(ctx.meta["config"], kernel))
     except NotPermittedError:
         click.echo(f"valid: {summary(desired)}; the kernel was not asked (run as root for that)")
         return
@@ -116,36 +128,24 @@ def plan(ctx: click.Context, exit_code: bool) -> None:
 
 
 @cli.command(short_help="Make the rules what the configuration says.")
+@click.option("--force", is_flag=True, help="Also when it cuts off your SSH session or a service of this host.")
 @click.pass_context
-def apply(ctx: click.Context) -> None:
+def apply(ctx: click.Context, force: bool) -> None:
     """Make the kernel's rules what the configuration says, once.
 
     Asks the daemon where one runs, so that this is also a reload that waits for its outcome. What fits already is not
-    touched, and keeps its counters.
+    touched, and keeps its counters. What would cut off your own SSH session, or block incoming connections to a port
+    on which this host listens, is named and not done.
     """
+    from nftguard import alone
+
+    if not force and (found := alone.losses(ctx.meta["config"], _kernel())):
+        raise alone.FootingError(found)
     if answer := _ask(ctx, "apply"):
         _print(answer)
-    from dataclasses import replace
-
-    from nftguard import lastgood, state, status, surroundings
-    from nftguard.network import Network
-    from nftguard.reconcile import reconcile
-
-    with state.lock():
-        kept = lastgood.load()
-        good, kernel = lastgood.read(ctx.meta["config"], kept.counters if kept else {}), _kernel()
-        host, problems = surroundings.once(good.config)
-        desired = good.table(kernel.features, host)
-        outcome = reconcile(kernel, desired)
-        if outcome.live:
-            good = replace(good, counters=outcome.live.counters)
-        try:
-            lastgood.save(good, kernel.features, replace(host, network=Network()))
-        except OSError as error:
-            click.echo(f"nftguard: not kept for the next start: {error.strerror}: {error.filename}", err=True)
-    for problem in problems:
-        click.echo(f"nftguard: {problem}", err=True)
-    click.echo(f"{status.summary(desired)} ({status.told_changes(len(outcome.plan))})")
+    done, problems = alone.apply(ctx.meta["config"])
+    _complain(problems)
+    click.echo(done)
 
 
 @cli.command(short_help="Lift the block for a while.")
@@ -211,8 +211,15 @@ def status(ctx: click.Context, as_json: bool) -> None:
     sys.exit(code)
 
 
+cli.add_command(cli_verify.verify)
+cli.add_command(cli_try.try_)
+cli.add_command(cli_allow.allow)
+cli.add_command(cli_allow.deny)
 cli.add_command(cli_records.watch)
 cli.add_command(cli_records.report)
+cli.add_command(cli_explain.explain)
+cli.add_command(cli_migrate.import_)
+cli.add_command(cli_migrate.presets)
 
 
 @cli.command(short_help="Be the service; systemd runs this.")
@@ -239,6 +246,9 @@ def run(ctx: click.Context) -> None:
         sys.exit(error.exit_code)
 
 
+cli.add_command(cli_resolve.resolve)
+
+
 def _kernel() -> Nftables:
     from nftguard.kernel import Nftables
 
@@ -246,13 +256,16 @@ def _kernel() -> Nftables:
 
 
 def _desired(ctx: click.Context, features: Features) -> Table:
-    from nftguard import config, policy, surroundings
+    from nftguard import alone
 
-    wanted = config.load(ctx.meta["config"])
-    host, problems = surroundings.once(wanted)
+    found = alone.wanted(ctx.meta["config"], features)
+    _complain(found.problems)
+    return found.table
+
+
+def _complain(problems: tuple[str, ...]) -> None:
     for problem in problems:
         click.echo(f"nftguard: {problem}", err=True)
-    return policy.build(wanted, features, host)
 
 
 def _seconds(text: str) -> int:

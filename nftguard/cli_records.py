@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _WATCHED = (
     *("blocked", "blocked_summary", "culprit", "repaired", "fought"),
     *("attempts_lost", "attempts_unread", "records_dropped", "units_unknown"),
+    *("allowed", "denied", "allowance_ended"),
     *("applied", "removed"),  # whether anything is blocked at all
 )
 _PATIENCE = 1.0  # seconds before a progress bar is shown

@@ -15,6 +15,7 @@ from nftguard import services, values
 from nftguard.errors import ConfigError, Problem
 from nftguard.model import Action, Hook, Protocol
 from nftguard.ports import Ports, resolve
+from nftguard.resolver.entries import MAX_NAMES
 from nftguard.values import toml
 
 if TYPE_CHECKING:
@@ -147,6 +148,11 @@ def load(path: Path) -> Config:
         merged = _merge(merged, part)
     if not merged.block and not problems:
         problems.append(Problem(str(path), "block", "nothing is blocked; write at least one [[block]] with its ports"))
+    names = {
+        place for block in merged.block for place in (*block.allow.to, *block.allow.from_) if values.is_host(place)
+    }
+    if len(names) > MAX_NAMES:
+        problems.append(Problem(str(path), "allow", f"has {len(names)} host names; at most {MAX_NAMES} are looked up"))
     problems += [] if problems else _check_prefixes(str(path), merged)
     if problems:
         raise ConfigError(tuple(problems))

@@ -9,20 +9,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import selectors
 import socket
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nftguard.errors import NotPermittedError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Mapping
 
 _MOST = 65536  # bytes of a message; the errors of a large configuration are cut there
 _CLIENTS = 16
 _TIMEOUT = 60.0  # seconds; longer than a reconcile of 65,535 ports takes
+_NOBODY = (1 << 32) - 1  # the login user of what nobody started by logging in, audit_setloginuid(3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,23 @@ class Request:
     config: str
     namespace: int
     seconds: int = 0  # for `pause`
+    arguments: Mapping[str, str | int | bool] = field(default_factory=dict)  # for `allow` and `deny`
+    by: int = 0
+    """The user who asks, as the daemon sees it: the one who logged in, where that is known."""
+
+    @classmethod
+    def read(cls, data: bytes, by: int) -> Request:
+        """Read what a client sent. Raises ValueError and RecursionError when it is none of ours."""
+        found = json.loads(data)
+        kinds = {"verb": str, "config": str, "namespace": int, "seconds": int, "arguments": dict, "by": int}
+        if not isinstance(found, dict) or any(type(value) is not kinds.get(name) for name, value in found.items()):
+            raise ValueError("not a request")
+        if any(type(value) not in {str, int, bool} for value in found.get("arguments", {}).values()):
+            raise ValueError("not the arguments of a request")
+        try:
+            return cls(**found | {"by": by})
+        except TypeError as error:
+            raise ValueError(str(error)) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +80,22 @@ class Server:
             os.umask(mask)
         self.socket.listen(_CLIENTS)
 
+    def attend(self, selector: selectors.BaseSelector) -> None:
+        """Take clients in from now on: what the selector gives for a socket is to be called when it is readable."""
+        selector.register(self.socket, selectors.EVENT_READ, partial(self._welcome, selector))
+
+    def _welcome(self, selector: selectors.BaseSelector) -> None:
+        if client := self.accept():
+            selector.register(client, selectors.EVENT_READ, partial(self._serve, selector, client))
+            if surplus := self.surplus():
+                selector.unregister(surplus)
+                self.dismiss(surplus)
+
+    def _serve(self, selector: selectors.BaseSelector, client: socket.socket) -> None:
+        if client in self.clients:  # else dismissed in the same batch of events
+            selector.unregister(client)
+            self.answer(client)
+
     def accept(self) -> socket.socket | None:
         """Take a client in; None when it is gone already, or not root."""
         try:
@@ -67,7 +103,7 @@ class Server:
         except OSError:
             return None
         client.setblocking(False)
-        _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        _, uid = _peer(client)
         if uid not in {0, os.geteuid()}:
             client.close()
             return None
@@ -88,8 +124,8 @@ class Server:
         self.clients.remove(client)
         with client:
             try:
-                request = Request(**json.loads(client.recv(_MOST)))
-            except (OSError, TypeError, ValueError, RecursionError):
+                request = Request.read(client.recv(_MOST), _login(*_peer(client)))
+            except (OSError, ValueError, RecursionError):
                 return  # gone, or not one of ours
             answer = self._handle(request)
             with contextlib.suppress(OSError):  # gone meanwhile
@@ -100,6 +136,21 @@ class Server:
         self._path.unlink(missing_ok=True)
         for sock in (self.socket, *self.clients):
             sock.close()
+
+
+def _peer(client: socket.socket) -> tuple[int, int]:
+    """Give the process and the user at the other end, as they were when it connected: unix(7), SO_PEERCRED."""
+    pid, uid, _ = struct.unpack("iII", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid
+
+
+def _login(pid: int, uid: int) -> int:
+    """Give the user who logged in and became `uid`, by sudo say; where that is not known, `uid`. proc(5): loginuid."""
+    try:
+        login = int(Path(f"/proc/{pid}/loginuid").read_bytes())
+    except (OSError, ValueError):  # a kernel without audit; gone meanwhile
+        return uid
+    return uid if login == _NOBODY else login
 
 
 def listening(path: Path) -> bool:

@@ -6,21 +6,26 @@ import selectors
 import signal
 import socket
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nftguard import bootscript, control, notify, state, unitjob
+from nftguard import allowances, allowing, bootscript, control, notify, state, unitjob
 from nftguard.attempts.recorder import Recorder
 from nftguard.errors import NftguardError, NotPermittedError, UnavailableError
 from nftguard.journal import JournalSink, log
 from nftguard.keeper import Keeper
 from nftguard.pace import Cause
-from nftguard.surroundings import Surroundings, needs_units
+from nftguard.resolver.known import Names
+from nftguard.surroundings import Surroundings, needs_units, watched_accounts
+from nftguard.trial import Trials
 from nftguard.wire.watch import NetworkWatch, RulesetWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
+    from nftguard.folder import Watch
     from nftguard.kernel import Nftables
     from nftguard.wire.nflog import Reader
 
@@ -34,16 +39,28 @@ class Daemon:
         self._path = path
         self._kernel = kernel
         self._sink = sink
-        self._surroundings = Surroundings(lambda: self._recorder.attribution.tree)
+        self._names = Names()
+        self._surroundings = Surroundings(lambda: self._recorder.attribution.tree, self._names)
         self._keeper = Keeper(path, kernel, self._surroundings)
-        self._pace, self._bulletin = self._keeper.pace, self._keeper.bulletin
+        self._pace, self._bulletin, self._book = self._keeper.pace, self._keeper.bulletin, self._keeper.book
+        self._trials = Trials(path, self._keeper)
         self._selector = selectors.DefaultSelector()
         self._control: control.Server | None = None
         self._recorder = Recorder(kernel.nfnl, self._bulletin, sink)
+        self._desk = allowing.Desk(self._keeper, self._surroundings, self._recorder.attribution.begin, kernel)
         self._resume_at: float | None = None  # seconds on the monotonic clock
         self._reload_asked = self._stopping = False
         self._units: Mapping[str, Mapping[str, str]] = {}
         """The control groups of units that are excepted, as they were last seen."""
+        self._duties: tuple[tuple[Callable[[], float | None], Callable[[], object]], ...] = (
+            (lambda: self._resume_at, self._resume),
+            (lambda: self._trials.due, self._end_trial),
+            (self._book.due, self._end_allowances),
+            (self._names.due, self._on_names),
+            (self._recorder.due, self._recorder.tick),
+            (lambda: self._bulletin.tell_at, self._bulletin.tell),
+        )
+        """When, on the monotonic clock, what is to be done."""
 
     def run(self) -> None:
         """Protect until told to stop.
@@ -56,6 +73,8 @@ class Daemon:
                 notify.keep(self._kernel.socket)  # so that the next process is the owner that this one is
             self._pace.wake(Cause.START)
             self._pass()
+            if self._book.ignored:
+                log().warning("allowances_ignored", path=allowances.path(), reason=self._book.ignored)
             alive_every = notify.watchdog_interval()
             alive_at = time.monotonic()
             while not self._stopping:
@@ -70,25 +89,18 @@ class Daemon:
                 if self._reload_asked:
                     self._reload_asked = False
                     self._pace.wake(Cause.RELOAD)
-                if self._resume_at is not None and time.monotonic() >= self._resume_at:
-                    self._resume()
+                for due, do in self._duties:
+                    if (at := due()) is not None and time.monotonic() >= at:
+                        do()
                 if self._pace.wait() <= 0:
                     self._pass()
-                if (due := self._recorder.due()) is not None and time.monotonic() >= due:
-                    self._recorder.tick()
-                if self._bulletin.tell_at is not None and time.monotonic() >= self._bulletin.tell_at:
-                    self._bulletin.tell()
             self._stop()
 
     def _wait(self, alive_at: float | None) -> float:
         """Give the seconds that the loop may sleep."""
         now = time.monotonic()
-        due = [self._pace.wait()]
-        due += [
-            at - now
-            for at in (alive_at, self._bulletin.tell_at, self._resume_at, self._recorder.due())
-            if at is not None
-        ]
+        ends = [at for at in (alive_at, *(due() for due, _ in self._duties)) if at is not None]
+        due = [self._pace.wait(), *(at - now for at in ends)]
         if self._sink and self._sink.waiting:
             due.append(0.2)  # journald takes nothing: look again soon
         return max(0.0, min(due))
@@ -114,13 +126,17 @@ class Daemon:
             signal.signal(number, self._on_signal)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, bootscript.SIGNALS)
         self._selector.register(self._signals, selectors.EVENT_READ, lambda: self._signals.recv(4096))
+        if self._names.fd is not None:
+            self._selector.register(self._names.fd, selectors.EVENT_READ, self._names.hear)
+        for accounts in watched_accounts():
+            self._selector.register(accounts.fd, selectors.EVENT_READ, partial(self._on_accounts, accounts))
         path = Path(bootscript.run_dir()) / "control"
         try:
             self._control = control.Server(path, self._on_request)
         except OSError as error:  # a full /run must not keep the rules from going in
             self._bulletin.complain(path, error)
         else:
-            self._selector.register(self._control.socket, selectors.EVENT_READ, self._on_client)
+            self._control.attend(self._selector)
 
     def _on_ruleset(self) -> None:
         self._keeper.changed(self._ruleset.read())
@@ -137,20 +153,6 @@ class Daemon:
         else:
             self._stopping = True
 
-    def _on_client(self) -> None:
-        server = self._control
-        if server and (client := server.accept()):
-
-            def answer() -> None:
-                if client in server.clients:  # else dismissed in the same batch of events
-                    self._selector.unregister(client)
-                    server.answer(client)
-
-            self._selector.register(client, selectors.EVENT_READ, answer)
-            if surplus := server.surplus():
-                self._selector.unregister(surplus)
-                server.dismiss(surplus)
-
     def _on_request(self, request: control.Request) -> control.Answer:
         if request.namespace != state.namespace():
             return control.Answer(1, f"{_ELSEWHERE}; set RUNTIME_DIRECTORY and STATE_DIRECTORY to run one beside it")
@@ -162,6 +164,13 @@ class Daemon:
                 if error := self._pass():
                     return control.Answer(error.exit_code, str(error))
                 return control.Answer(0, self._bulletin.sentence())
+            case "allow" | "deny":
+                answer = self._desk.answer(request)
+                if answer.exit == 0:
+                    self._pace.wake(Cause.ALLOWANCE)
+                    if error := self._pass():
+                        return control.Answer(error.exit_code, f"{answer.text}; but {error}; it is tried again")
+                return answer
             case "remove":
                 return self._suspend("nftguard remove", "until `nftguard apply` or a restart")
             case "pause":
@@ -169,9 +178,14 @@ class Daemon:
                 answer = self._suspend("nftguard pause", f"until {end}, `nftguard apply` or a restart")
                 self._resume_at = time.monotonic() + request.seconds if answer.exit == 0 else None
                 return answer
+            case "try" | "confirm" | "rollback":
+                answer = self._trials.answer(request)
+                self._settle()
+                return answer
         return control.Answer(1, f"this daemon has no verb {request.verb!r}; is it of an older version? restart it")
 
     def _suspend(self, cause: str, end: str) -> control.Answer:
+        self._trials.end(cause)
         try:
             self._keeper.lift(cause)
         except NftguardError as error:
@@ -188,11 +202,15 @@ class Daemon:
     def _pass(self) -> NftguardError | None:
         """Take the one path, and follow what a new configuration asks of this end."""
         error = self._keeper.run()
-        self._follow()
-        self._recorder.check()
+        self._settle()
         if not self._bulletin.suspended:
             self._resume_at = None
         return error
+
+    def _settle(self) -> None:
+        """Follow the policy in force, which may be another by now."""
+        self._follow()
+        self._recorder.check()
 
     def _resume(self) -> None:
         """End a pause."""
@@ -200,6 +218,7 @@ class Daemon:
         self._pace.wake(Cause.RESUME)
 
     def _stop(self) -> None:
+        self._trials.end("the service was stopped")
         notify.stopping("stopping")
         good = self._keeper.good
         asked = good is not None and good.config.service.on_stop == "keep"
@@ -214,9 +233,13 @@ class Daemon:
             else:
                 self._recorder.end()
                 self._keeper.lift("the service was stopped")
+                with suppress(OSError):
+                    self._names.end()
         except NftguardError as error:
             log().error("not_lifted", reason=error)
+        self._book.keep()
         self._recorder.close()
+        self._names.close()
         self._bulletin.tell_lost()
         if self._control:
             self._control.close()
@@ -227,24 +250,40 @@ class Daemon:
 
     def _follow(self) -> None:
         """Read the NFLOG group that the configuration names, and follow the control groups where they are used."""
-        good, recorder = self._keeper.good, self._recorder
+        policy, recorder = self._keeper.policy, self._recorder
         old = recorder.reader
-        recorder.follow(good.config.log.group if good and good.config.log.target == "journal" else None)
+        recorder.follow(policy.config.log.group if policy and policy.config.log.target == "journal" else None)
         if old is not recorder.reader:
             if old:
                 self._selector.unregister(old.socket)
             if reader := recorder.reader:
                 self._selector.register(reader.socket, selectors.EVENT_READ, lambda: self._on_packets(reader))
-        if good and needs_units(good.config):
+        if policy and needs_units(policy.config, self._book.current()):
             recorder.attribution.begin()
         groups = recorder.attribution.fd
         if groups is not None and groups not in self._selector.get_map():
             self._selector.register(groups, selectors.EVENT_READ, self._on_groups)
             self._on_groups()  # the first pass, which nothing was to delay, knew of none
 
+    def _end_trial(self) -> None:
+        self._trials.end("not confirmed in time")
+        self._settle()
+
+    def _end_allowances(self) -> None:
+        if allowing.tell(self._book):
+            self._pace.wake(Cause.ALLOWANCE)
+
+    def _on_names(self) -> None:
+        if self._names.read():
+            self._pace.wake(Cause.HOST)
+
+    def _on_accounts(self, watch: Watch) -> None:
+        if watch.changed():
+            self._pace.wake(Cause.HOST)
+
     def _on_groups(self) -> None:
         self._recorder.attribution.read()
-        good = self._keeper.good
-        if good and (units := self._surroundings.units(good.config)) != self._units:
+        policy = self._keeper.policy
+        if policy and (units := self._surroundings.units(policy.config, self._book.current())) != self._units:
             self._units = units
             self._pace.wake(Cause.HOST)

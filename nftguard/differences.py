@@ -106,3 +106,13 @@ def _unfit_map(live: Map, desired: Map) -> bool:
 def ends_otherwise(have: Set, want: Set) -> bool:
     """Tell whether an element that is there would end at another time than it should."""
     return any(abs(have.left[member] - left) > _SLACK for member, left in want.left.items() if member in have.left)
+
+
+def aged(expected: Table, live: Table | None) -> Table:
+    """Take what was expected as it may be by now: elements that end by themselves have less time, or have ended."""
+    sets = dict(expected.sets)
+    for name, made in expected.sets.items():
+        have = live.sets.get(name) if live else None
+        if isinstance(made, Set) and made.timed and isinstance(have, Set):
+            sets[name] = replace(made, elements=have.elements & made.elements, left={})
+    return replace(expected, sets=sets)

@@ -26,6 +26,14 @@ EVENTS = {
     "repaired": Event("acf1dee5ffcb45ec97a011c92426e9fa", "rules repaired: {found}; {how}"),
     "followed": Event("9d4eef3f5e544e9faa2208e3bd85d343", "exceptions follow this host ({cause}): {found}"),
     "not_allowed": Event("3c26b1cbb0de4af0a0285d869b573fea", "{warning}"),
+    "allowed": Event("2b32de15436a4d45b48c2dd740465399", "allowed until {until}: {allowance} (given by {given_by})"),
+    "denied": Event("5de4257749ba4ce6b7cb4d7701f6da9b", "no longer allowed: {allowance} (taken back by {denied_by})"),
+    "allowance_ended": Event(
+        "fce4d44eceaf440b86a20f03c42a48f9", "no longer allowed: {allowance} (its time is over; given by {given_by})"
+    ),
+    "allowances_ignored": Event(
+        "60191c8fd1d64af8ae988aebe61a1ac1", "{path} is of no use, what was allowed for a while ends: {reason}"
+    ),
     "fought": Event(
         "16d5a929c84c49b487d4b477c83dac2b",
         "another program keeps changing the rules ({who}): {repairs} repairs so far; they slow down to one every "
@@ -46,6 +54,8 @@ EVENTS = {
     "renewal_refused": Event(
         "298d3006c0bf420d934f4d8669a29fba", "new configuration refused ({reason}); the last good rules stay in force"
     ),
+    "trial_begun": Event("3c077698edd74ae9bda3d438d4d84d75", "on trial until {until}: {summary} ({changes})"),
+    "trial_ended": Event("3e8312457ea14e46ab77b790278850b8", "trial ended ({why}): {summary} ({changes})"),
     "apply_failed": Event("ba829a4cef604c9ebcce64b1182c6835", "{reason}; trying again in {retry} s"),
     "not_started": Event("86567b54519b4983b451db057db250b4", "not started: {reason}"),
     "not_lifted": Event("583a552c9c8b40a3951492233fd2e0c5", "the rules could not be lifted: {reason}"),

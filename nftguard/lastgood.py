@@ -2,17 +2,23 @@
 
 One file, so that it is always of one piece: as comments the fingerprint (`bootscript`), the configuration and the
 counters' totals, then the script that builds the table with those totals.
+
+Beside it, while it is needed, the mark of files that were put on trial and never confirmed: those are for `nftguard
+apply` or a reload alone to take, not for a start.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nftguard import bootscript, nftscript, policy, state
-from nftguard.config import Config
+from nftguard.config import Config, files
 from nftguard.config import load as load_config
 from nftguard.model import Counter
 from nftguard.plan import Plan, create
@@ -24,6 +30,9 @@ if TYPE_CHECKING:
     from nftguard.host import Host
     from nftguard.model import Features, Table
 
+UNKNOWN = "unknown"
+"""The fingerprint that fits no files."""
+
 
 @dataclass(frozen=True, slots=True)
 class LastGood:
@@ -32,6 +41,8 @@ class LastGood:
     config: Config
     counters: Mapping[str, Counter]
     mark: str
+    files: str = ""
+    """The fingerprint of the configuration's files alone, where it was read from them now; empty where it was not."""
 
     def table(self, features: Features, host: Host | None = None, allowances: tuple[Allowance, ...] = ()) -> Table:
         """Build its table, the counters with their totals; with what the kernel can do, and what names stand for."""
@@ -44,9 +55,10 @@ def read(config: Path, counters: Mapping[str, Counter]) -> LastGood:
 
     A file that changes while it is read gets a fingerprint that fits none.
     """
-    mark = bootscript.fingerprint(str(config))
+    mark, read_from = bootscript.fingerprint(str(config)), fingerprint(config)
     found = load_config(config)
-    return LastGood(found, counters, mark if mark == bootscript.fingerprint(str(config)) else "unknown")
+    whole = mark == bootscript.fingerprint(str(config))
+    return LastGood(found, counters, mark if whole else UNKNOWN, read_from if whole else "")
 
 
 def path() -> Path:
@@ -55,12 +67,17 @@ def path() -> Path:
 
 
 def save(good: LastGood, features: Features, host: Host | None = None) -> None:
-    """Keep the policy, and what names stand for now, but for what ends with a boot. Raises OSError."""
+    """Keep the policy, and what names stand for now, but for what ends with a boot. Raises OSError.
+
+    Where it is that of files in doubt, they are so no longer.
+    """
     table = good.table(features, host)
     totals = {name: [counter.packets, counter.bytes] for name, counter in table.counters.items() if counter.packets}
-    comment = json.dumps({"config": _dump(good.config), "counters": totals})
+    comment = json.dumps({"config": dump(good.config), "counters": totals})
     script = nftscript.script(Plan(tuple(create(table))))
     state.write(path(), f"{bootscript.first_line(good.mark)}# {comment}\n{script}{bootscript.END}", 0o600)
+    if good.files and good.files == _doubted():
+        _doubt().unlink(missing_ok=True)
 
 
 def load() -> LastGood | None:
@@ -75,7 +92,61 @@ def load() -> LastGood | None:
         return None
 
 
-def _dump(config: Config) -> dict[str, Any]:
+def fingerprint(config: Path) -> str:
+    """Hash the configuration's files, and nothing else: as `b2sum -l 128 FILE... | b2sum -l 128` does, and boot.sh.
+
+    An upgrade of the program, which changes `bootscript.fingerprint`, must not lift a doubt.
+    """
+    listing = blake2b(digest_size=16)
+    with contextlib.suppress(OSError):
+        for file in files(config):
+            with contextlib.suppress(OSError):
+                # A FIFO would be waited for.
+                with open(file, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
+                    content = blake2b(stream.read() or b"", digest_size=16)
+                listing.update(f"{content.hexdigest()}  {file}\n".encode(errors="surrogateescape"))
+    return listing.hexdigest()
+
+
+def doubt(mark: str) -> None:
+    """Note that these files are on trial, by their fingerprint, so that it outlives a power cut. Raises OSError."""
+    path = _doubt()
+    state.write(path, f"{mark}\n", 0o600)
+    settle(path.parent)
+
+
+def settle(folder: Path) -> None:
+    """Wait until names are on disk, too: a file's content alone may be there under none. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def in_doubt(config: Path, good: LastGood) -> bool:
+    """Whether the files, as they are, were put on trial and never became the last good policy."""
+    mark = _doubted()
+    return bool(mark) and mark == fingerprint(config) and good.mark != bootscript.fingerprint(str(config))
+
+
+def not_confirmed(config: Path) -> str:
+    """Say of files in doubt what they are, and what to do."""
+    return f"{config} was tried and not confirmed; `nftguard apply` takes it, or edit it"
+
+
+def _doubt() -> Path:
+    return Path(bootscript.state_dir()) / "trial"
+
+
+def _doubted() -> str:
+    try:
+        return _doubt().read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def dump(config: Config) -> dict[str, Any]:
     """Write a configuration as it would stand in a file."""
     ports = ("ports", "except_ports")
     found = config.model_dump(mode="json", by_alias=True, exclude={"block": {"__all__": set(ports)}, "log": {"rate"}})

@@ -134,7 +134,7 @@ class _Builder:
 
     def hook(self, hook: Hook) -> None:
         lookups: list[Rule] = []
-        kinds = [kind for at, kind in self.given if at is hook]
+        kinds = [kind for at, kind in self.given if at is hook and (self.cgroups or kind != "units")]
         if kinds and any(hook in block.hooks for block in self.config.block):
             self._chain(Chain(allow.chain(hook), self._declare(*allow.given(hook, kinds))))
         for protocol in Protocol:

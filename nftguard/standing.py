@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nftguard import bootscript, bulletin, control, policy, state, status, surroundings
+from nftguard.allowances import Allowances
 from nftguard.config import load
 from nftguard.errors import ConfigError, UnavailableError
 from nftguard.kernel import Nftables
@@ -21,10 +22,12 @@ def from_kernel(config: Path) -> tuple[dict[str, Any], int]:
     desired: Table | None = None
     reasons: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    book = Allowances(lambda *_: None)
     try:
         wanted = load(config)
-        host, problems = surroundings.once(wanted)
-        desired = policy.build(wanted, kernel.features, host)
+        allowed = book.current()
+        host, problems = surroundings.once(wanted, allowed)
+        desired = policy.build(wanted, kernel.features, host, allowed)
     except ConfigError as error:
         reasons = tuple(map(str, error.problems))
     word = state.read_status() if control.listening(Path(bootscript.run_dir()) / "control") else None
@@ -43,6 +46,7 @@ def from_kernel(config: Path) -> tuple[dict[str, Any], int]:
             if row["last_seen"]
         },
         warnings=bulletin.warnings(live or Table()) + problems,
+        allowed=book.listing(),
         daemon=(word or {}).get("daemon"),
         at=time.time(),
     )

@@ -7,14 +7,14 @@ from enum import StrEnum
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from nftguard import plan
+from nftguard import granted, plan
 from nftguard.model import ORPHAN, OWNED, Chain, Hook, Vmap
 from nftguard.policy import blocked
 from nftguard.ports import merge
 from nftguard.wording import local_time, many
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from nftguard.model import Protocol, Table
     from nftguard.ports import Ports
@@ -88,6 +88,7 @@ def document(
     *,
     seen: Mapping[str, float],
     warnings: tuple[str, ...] = (),
+    allowed: Iterable[Mapping[str, Any]] = (),
     daemon: Mapping[str, Any] | None = None,
     at: float,
 ) -> dict[str, Any]:
@@ -110,6 +111,7 @@ def document(
             }
             for block, hook, protocol, ports, counter in rows
         ],
+        "allowed": [dict(one) for one in allowed],
         "daemon": dict(daemon) if daemon else None,
         "at": at,
     }
@@ -120,6 +122,7 @@ def render(found: Mapping[str, Any], width: int | None = None) -> str:
     lines = [f"{found['state']}: {found['summary']}"]
     lines += [f"  - {reason}" for reason in found["reasons"]]
     lines += [f"  warning: {warning}" for warning in found["warnings"]]
+    lines += granted.lines(found["allowed"], found["at"])
     if daemon := found["daemon"]:
         owns = "owns the table, " if daemon["owner"] else ""
         lines.append(f"daemon: process {daemon['pid']}, {owns}since {local_time(daemon['since'])}")

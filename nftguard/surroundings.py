@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nftguard import values
 from nftguard.errors import UnavailableError
+from nftguard.folder import Watch
 from nftguard.host import Host
 from nftguard.model import Hook
 from nftguard.names import shown
 from nftguard.network import Network
+from nftguard.resolver import known
 from nftguard.who.cgroups import Tree, mounted
 from nftguard.who.users import Users
 from nftguard.wire import rtnl
@@ -19,7 +22,9 @@ from nftguard.wire import rtnl
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from nftguard.allow import Allowance
     from nftguard.config import Config
+    from nftguard.resolver.known import Names
 
 _ROOT = Path("/sys/fs/cgroup")  # nft looks paths of control groups up below it, wherever v2 is mounted
 _PATH = re.compile(r"[A-Za-z0-9:_.@\\/-]+")  # what can stand in quotes in an nft script
@@ -28,25 +33,52 @@ _PATH = re.compile(r"[A-Za-z0-9:_.@\\/-]+")  # what can stand in quotes in an nf
 class Surroundings:
     """This host, looked at for one configuration after the other."""
 
-    def __init__(self, tree: Callable[[], Tree | None] = lambda: None, etc: Path = Path("/etc")) -> None:
-        """Take what gives the control groups, where they are followed."""
+    def __init__(
+        self,
+        tree: Callable[[], Tree | None] = lambda: None,
+        names: Names | None = None,
+        etc: Path = Path("/etc"),
+        trouble: Callable[[], str] = lambda: "control groups cannot be followed here",
+    ) -> None:
+        """Take what gives the control groups, where they are followed, and the names that a resolver looks up.
+
+        Without `names` their last good addresses count. `trouble` tells why control groups are not followed, and is
+        empty as long as that was not tried.
+        """
         self._tree = tree
+        self._names = names
         self._users, self._groups = Users(etc / "passwd"), Users(etc / "group")
         self._network: Network | None = None
         self._problem = ""
+        self._trouble = trouble
+        self._changes = 0
+        self._units: Mapping[str, Mapping[str, str]] = {}
 
     def stale(self) -> None:
         """Look at the network anew the next time."""
         self._network = None
 
-    def host(self, config: Config) -> Host:
-        """Tell what the names in the configuration stand for now."""
+    def host(self, config: Config, allowances: tuple[Allowance, ...] = ()) -> Host:
+        """Tell what the names in the configuration, and of what is allowed for a while, stand for now."""
+        kinds = {one.kind for one in allowances}
+        near = any(one.value == values.LOCAL for one in allowances)
         return Host(
-            network=self._look() if _needs_network(config) else Network(),
-            users=self._users.ids() if any(block.allow.users for block in config.block) else {},
-            groups=self._groups.ids() if any(block.allow.groups for block in config.block) else {},
-            units=self.units(config),
+            network=self._look() if near or _needs_network(config) else Network(),
+            users=self._users.ids() if "users" in kinds or any(block.allow.users for block in config.block) else {},
+            groups=self._groups.ids() if "groups" in kinds or any(block.allow.groups for block in config.block) else {},
+            units=self.units(config, allowances),
+            names=self._resolved(needs_names(config, allowances)),
         )
+
+    def user(self, uid: int) -> str:
+        """Give a user's name; empty where it has none here."""
+        return self._users.name(uid)
+
+    def _resolved(self, wanted: set[str]) -> Mapping[str, frozenset[str]]:
+        if self._names is None:
+            return known.addresses() if wanted else {}
+        self._names.want(wanted)
+        return self._names.addresses()
 
     def _look(self) -> Network:
         if self._network is None:
@@ -57,37 +89,68 @@ class Surroundings:
                 return Network()
         return self._network
 
-    def units(self, config: Config) -> Mapping[str, Mapping[str, str]]:
+    def units(self, config: Config, allowances: tuple[Allowance, ...] = ()) -> Mapping[str, Mapping[str, str]]:
         """Give for each unit that is excepted the ids of its control groups, with their paths as nft wants them."""
         tree = self._tree()
         if tree is None or not tree.root.is_relative_to(_ROOT):
             return {}
-        return {unit: groups(tree, unit) for unit in needs_units(config)}
+        return {unit: groups(tree, unit) for unit in needs_units(config, allowances)}
+
+    def moved(self, config: Config, allowances: tuple[Allowance, ...] = ()) -> bool:
+        """Tell whether units that are excepted have other control groups than at the last time.
+
+        To be asked before every wait: whoever looks up whose an attempt is reads what waits at the tree's descriptor,
+        too, which then says nothing any more.
+        """
+        tree = self._tree()
+        if tree is None or tree.changes == self._changes:
+            return False
+        self._changes = tree.changes
+        before, self._units = self._units, self.units(config, allowances)
+        return before != self._units
 
     def problems(self, config: Config) -> tuple[str, ...]:
         """Tell what in the configuration stands for nothing on this host, so that nothing passes for it."""
         found = []
         for block in config.block:
-            for what, listed, known in (
+            for what, listed, ids in (
                 ("user", block.allow.users, self._users.ids()),
                 ("group", block.allow.groups, self._groups.ids()),
             ):
-                missing = [word for word in listed if not word.isdigit() and word not in known]
+                missing = [word for word in listed if not word.isdigit() and word not in ids]
                 found += [
                     f"block {block.name} allows the {what} {shown(word)}, which is not in /etc/"
                     f"{'passwd' if what == 'user' else 'group'}: nothing passes for it until it is"
                     for word in missing
                 ]
-        if needs_units(config) and self._tree() is None:
-            found.append("units are allowed, but control groups cannot be followed here: nothing passes for them")
+        if needs_units(config) and self._tree() is None and (why := self._trouble()):
+            found.append(f"units are allowed, but nothing passes for them: {why}")
         if self._problem:
             found.append(self._problem)
+        if self._names is not None:
+            found += self._names.problems()
+        else:
+            names = needs_names(config)
+            there = self._resolved(names)
+            found += [
+                f"{name}: no address is known yet, so nothing passes for it; the running service looks it up"
+                for name in sorted(names)
+                if not there.get(name)
+            ]
         return tuple(found)
 
 
-def needs_units(config: Config) -> set[str]:
-    """Name the units that a configuration excepts."""
-    return {unit for block in config.block for unit in block.allow.units}
+def needs_units(config: Config, allowances: tuple[Allowance, ...] = ()) -> set[str]:
+    """Name the units that a configuration excepts, or that are allowed for a while."""
+    named = {unit for block in config.block for unit in block.allow.units}
+    return named | {one.value for one in allowances if one.kind == "units"}
+
+
+def needs_names(config: Config, allowances: tuple[Allowance, ...] = ()) -> set[str]:
+    """Name the hosts that a configuration excepts, or that are allowed for a while."""
+    places = [place for block in config.block for place in (*block.allow.to, *block.allow.from_)]
+    places += [one.value for one in allowances if one.kind in {"to4", "to6", "from4", "from6"}]
+    return {place for place in places if values.is_host(place)}
 
 
 def _needs_network(config: Config) -> bool:
@@ -99,6 +162,14 @@ def _needs_network(config: Config) -> bool:
     )
 
 
+def watched_accounts(etc: Path = Path("/etc")) -> list[Watch]:
+    """Listen to the files of users and groups, as far as that can be had: who is missing may appear."""
+    found = []
+    with suppress(UnavailableError):
+        found += [Watch(etc / name) for name in ("passwd", "group")]
+    return found
+
+
 def groups(tree: Tree, unit: str) -> dict[str, str]:
     """Give the ids of a unit's control groups, and for each its path below /sys/fs/cgroup."""
     at = str(tree.root.relative_to(_ROOT)).removeprefix(".")
@@ -106,17 +177,17 @@ def groups(tree: Tree, unit: str) -> dict[str, str]:
     return {number: path for number, path in found.items() if _PATH.fullmatch(path)}
 
 
-def once(config: Config) -> tuple[Host, tuple[str, ...]]:
+def once(config: Config, allowances: tuple[Allowance, ...] = ()) -> tuple[Host, tuple[str, ...]]:
     """Look once, for a verb that ends: the host, and what stands for nothing."""
     tree: Tree | None = None
     try:
-        if needs_units(config):
+        if needs_units(config, allowances):
             tree = Tree(mounted())
     except UnavailableError:
         pass  # told among the problems
     try:
         here = Surroundings(lambda: tree)
-        return here.host(config), here.problems(config)
+        return here.host(config, allowances), here.problems(config)
     finally:
         if tree:
             tree.close()

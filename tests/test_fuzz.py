@@ -17,9 +17,9 @@ def test_the_fuzzer_finds_what_is_wrong(netns: object, monkeypatch: pytest.Monke
     """A field read from two bytes further on."""
     right = nflog._network
 
-    def wrong(packet: bytes) -> tuple[str, str, int, int, int]:
-        source, destination, number, at, size = right(packet)
-        return source, destination, number, at + 2, size
+    def wrong(packet: bytes) -> tuple[str, str, int, int, int, int]:
+        source, destination, number, at, size, ttl = right(packet)
+        return source, destination, number, at + 2, size, ttl
 
     monkeypatch.setattr(nflog, "_network", wrong)
     with pytest.raises(AssertionError, match="nflog"):

@@ -43,7 +43,9 @@ def message(packet: bytes, **more: bytes) -> dict[int, bytes]:
 
 def test_an_ipv4_packet_is_decoded() -> None:
     found = decode(message(ipv4() + PORTS, uid=struct.pack("!I", 1000), gid=struct.pack("!I", 100)))
-    assert found == Attempt("mail", Hook.OUTPUT, Protocol.TCP, "10.0.0.1", 40000, "10.0.0.2", 25, 1000, 100, 7, 40)
+    assert found == Attempt(
+        "mail", Hook.OUTPUT, Protocol.TCP, "10.0.0.1", 40000, "10.0.0.2", 25, 1000, 100, 7, 40, ttl=64
+    )
 
 
 def test_options_are_skipped() -> None:
@@ -65,7 +67,9 @@ def test_options_are_skipped() -> None:
 )
 def test_an_ipv6_packet_is_decoded_past_its_extension_headers(packet: bytes) -> None:
     found = decode(message(packet + PORTS))
-    assert found == Attempt("mail", Hook.OUTPUT, Protocol.TCP, "fd00::1", 40000, "fd00::2", 25, None, None, 7, 80)
+    assert found == Attempt(
+        "mail", Hook.OUTPUT, Protocol.TCP, "fd00::1", 40000, "fd00::2", 25, None, None, 7, 80, ttl=64
+    )
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given, settings
 
 from nftguard import config, policy
-from nftguard.model import Chain, Count, Hook, Map, Match, Protocol, Table, Verdict, Vmap
+from nftguard.model import Hook, Map, Protocol, Vmap
 from nftguard.nftscript import script
+from nftguard.packet import Packet
 from nftguard.plan import diff
 from nftguard.ports import Ports
+from nftguard.trace import walk
 from tests.examples import configs, table_of
 
 if TYPE_CHECKING:
@@ -38,59 +40,15 @@ def test_there_are_golden_examples() -> None:
     assert len(GOLDEN) >= 5
 
 
-def judge(table: Table, hook: Hook, protocol: Protocol, port: int, *, opens: bool) -> tuple[bool, list[str]]:
-    """Walk a packet through the table as the kernel does: whether it passes, and the counters that counted it."""
-    counted: list[str] = []
-
-    def find(name: str) -> Verdict | str | None:
-        found = table.maps[name]
-        return next((goal for span, goal in found.elements.items() if span.first <= port <= span.last), None)
-
-    def walk(chain: Chain) -> str:
-        for rule in chain.rules:
-            for statement in rule:
-                match statement:
-                    case Vmap(of, name):
-                        verdict = find(name) if of is protocol else None
-                        if not isinstance(verdict, Verdict):
-                            break
-                        assert verdict.kind == "goto"
-                        return walk(table.chains[verdict.target])
-                    case Count(_, name):
-                        counter = find(name)
-                        if not isinstance(counter, str):
-                            break
-                        counted.append(counter)
-                    case Verdict("jump", target):
-                        if walk(table.chains[target]) == "drop":
-                            return "drop"
-                    case Verdict("goto", target):
-                        return walk(table.chains[target])
-                    case Verdict("return"):
-                        return "return"
-                    case Verdict("drop"):
-                        return "drop"
-                    case Match():  # none of these packets is an exception
-                        break
-                    case _ if type(statement).__name__ == "Initial":
-                        if opens is statement.is_not:  # type: ignore[union-attr]
-                            break
-                    case _ if type(statement).__name__ == "Reject":
-                        return "drop"
-        return "end"
-
-    base = table.chains.get(policy.base_chain(hook))
-    return (base is None or walk(base) != "drop"), counted
-
-
 @settings(max_examples=150, deadline=None)
 @given(configs())
 def test_a_packet_is_judged_as_the_configuration_says(found: Config) -> None:
     """Against a second, plainer reading: a packet passes only if every block that names its port lets it."""
     table = policy.build(found)
     edges = {1, 25, 99, 100, 101, 465, 65535}
-    for block in found.block:
-        edges |= {port for ports in block.resolved() for port in (ports.first, ports.last, ports.last + 1)}
+    listed = {block.name: block.resolved() for block in found.block}
+    for resolved in listed.values():
+        edges |= {port for ports in resolved for port in (ports.first, ports.last, ports.last + 1)}
     for hook in Hook:
         for protocol in Protocol:
             for port in sorted(edges & set(range(1, 65536)))[:60]:
@@ -100,11 +58,12 @@ def test_a_packet_is_judged_as_the_configuration_says(found: Config) -> None:
                         for block in found.block
                         if hook in block.hooks
                         and protocol in block.protocols
-                        and any(ports.first <= port <= ports.last for ports in block.resolved())
+                        and any(ports.first <= port <= ports.last for ports in listed[block.name])
                         and (opens or block.connections == "all")
                     ]
-                    passes, counted = judge(table, hook, protocol, port, opens=opens)
-                    assert passes is not bool(stopping)
+                    trace = walk(table, Packet(hook, protocol, "192.0.2.1", port, opens=opens))
+                    assert trace.passes is not bool(stopping)
+                    counted = [step.counter for step in trace.steps if step.counter]
                     assert [name.split(".")[0] for name in counted] == stopping[:1], "counted once, by who stops it"
 
 

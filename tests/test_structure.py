@@ -13,9 +13,11 @@ import nftguard
 
 SOURCES = Path(nftguard.__file__).parent
 PURE = (
-    "addresses", "allow", "bucket", "differences", "host", "model", "names", "network", "nftexpr", "nftjson", "nftscript", "pace", "plan", "policy", "ports", "status",
+    "addresses", "allow", "bucket", "differences", "explanation", "granted", "host", "model", "names", "network",
+    "nftexpr", "nftjson", "nftscript", "pace", "packet", "plan", "policy", "ports", "presets", "status", "trace",
     "values", "wording",
-    "attempts.ledger", "attempts.report", "attempts.row", "attempts.telling", "who.clients", "who.culprit", "who.odds",
+    "attempts.ledger", "attempts.report", "attempts.row", "attempts.telling", "migrate.blocks", "migrate.rules",
+    "resolver.book", "resolver.entries", "who.clients", "who.culprit", "who.odds",
 )  # fmt: skip
 IO = {
     "asyncio",

@@ -117,6 +117,7 @@ class Ledger:
         self.told = dict(told)
         self._flows: OrderedDict[tuple[object, ...], tuple[float, str, Culprit | None]] = OrderedDict()
         self._accounts: dict[tuple[str, object], Account] = {}
+        self._absorbed: dict[str, Total] = {}
         # journald writes some 10,000 records a second, and keeps what it has room for.
         self._records = {own: Buckets(total=(100, 1000), each=(10, 100)) for own in (True, False)}
         self._crowds: Counter[tuple[object, ...]] = Counter()
@@ -147,6 +148,11 @@ class Ledger:
         record = self._records[own].take(culprit and culprit.key, now.monotonic)
         account.recorded += record
         return Opened(account.number, record)
+
+    def absorb(self, attempt: Attempt, counter: str) -> None:
+        """Take in a packet that is never told, though it was counted: it is told as soon as the next sums are drawn."""
+        packets, size = self._absorbed.get(counter, Total())
+        self._absorbed[counter] = Total(packets + 1, size + attempt.size)
 
     def _flow(
         self, key: tuple[object, ...], counter: str, culprit: Culprit | None, attempt: Attempt, now: Moment
@@ -192,6 +198,7 @@ class Ledger:
     def finish(self, totals: Mapping[str, Total], now: Moment) -> list[Summary]:
         """Sum up counters that there are no more; `totals` are what they had counted in the end."""
         summaries = [self._close(key) for key in list(self._accounts) if key[0] in totals]
+        self._forget_absorbed(totals)
         for counter, total in totals.items():
             summaries += self._rest(counter, total, None, (), now)
             self.told.pop(counter, None)
@@ -231,6 +238,8 @@ class Ledger:
                 break
             names = tuple(among.get(counter, ())[:_AMONG])
             summaries += self._rest(counter, totals[counter], seen.get(counter), names, now)
+        # Only now: the totals are older than what was absorbed last, and would seem set back.
+        self._forget_absorbed(list(self._absorbed))
         self._check_at = min((account.end() for account in self._accounts.values()), default=None)
         if len(summaries) >= most:
             self._check_at = now.monotonic + _LATER
@@ -238,11 +247,17 @@ class Ledger:
 
     def _seen(self) -> dict[str, Total]:
         """Add up what was seen and is still to be told, for each counter."""
-        seen: dict[str, Total] = {}
+        seen = dict(self._absorbed)
         for account in self._accounts.values():
             packets, size = seen.get(account.counter, Total())
             seen[account.counter] = Total(packets + account.packets, size + account.bytes)
         return seen
+
+    def _forget_absorbed(self, counters: Iterable[str]) -> None:
+        for counter in counters:
+            if absorbed := self._absorbed.pop(counter, None):
+                told = self.told.get(counter, Total())
+                self.told[counter] = Total(told.packets + absorbed.packets, told.bytes + absorbed.bytes)
 
     def _close(self, key: tuple[str, object]) -> Summary:
         account = self._accounts.pop(key)

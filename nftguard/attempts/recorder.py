@@ -12,6 +12,7 @@ from nftguard import bootscript, policy, state
 from nftguard.attempts import alert, telling
 from nftguard.attempts.alert import Alert
 from nftguard.attempts.ledger import NOBODY, Client, Ledger, Moment, Total
+from nftguard.canary import is_canary
 from nftguard.errors import UnavailableError
 from nftguard.journal import log
 from nftguard.model import Counter
@@ -49,6 +50,7 @@ class Recorder:
         self.attribution = Attribution(nfnl)
         self._told_problem = ""
         self._check_at = self._refresh_at = 0.0
+        self._absorbed = False  # whether something was that is still to be saved
         # The one in /run is there after a crash even where the disk is full; the other after a reboot.
         self._paths = [Path(folder) / _NAME for folder in (bootscript.run_dir(), bootscript.state_dir())]
         told, culprits, self._begun = _load(self._paths)
@@ -76,7 +78,8 @@ class Recorder:
         """Read the attempts that wait, up to a bound, and tell of each; give how many there were."""
         if not self.reader:
             return 0
-        attempts, now = self.reader.read(), Moment(time.monotonic(), time.time())
+        found, now = self.reader.read(), Moment(time.monotonic(), time.time())
+        attempts = self._absorb(found)
         first: dict[tuple[object, ...], tuple[Attempt, str]] = {}
         repeats: list[Attempt] = []
         for attempt in attempts:
@@ -85,7 +88,7 @@ class Recorder:
             elif not self._ledger.repeat(attempt, now) and (counter := self._counter(attempt)):
                 first[flow] = attempt, counter
         # Where many wait, the first of them are not of this moment.
-        findings = self.attribution.explain([attempt for attempt, _ in first.values()], fresh=len(attempts) < _MANY)
+        findings = self.attribution.explain([attempt for attempt, _ in first.values()], fresh=len(found) < _MANY)
         for (attempt, counter), finding in zip(first.values(), findings, strict=True):
             self._open(attempt, counter, finding, now)
         for attempt in repeats:
@@ -95,7 +98,22 @@ class Recorder:
         if attempts and now.monotonic >= self._refresh_at:
             self._refresh_at = now.monotonic + _REFRESH_EVERY
             self._refresh({self._counter(attempt) for attempt in attempts} - {""})
-        return len(attempts)
+        return len(found)
+
+    def _absorb(self, attempts: list[Attempt]) -> list[Attempt]:
+        """Let canaries pass in silence, as if they had been told; give the others."""
+        others: list[Attempt] = []
+        counters: set[str] = set()
+        for attempt in attempts:
+            if not is_canary(attempt):
+                others.append(attempt)
+            elif counter := self._counter(attempt):
+                self._ledger.absorb(attempt, counter)
+                counters.add(counter)
+        if counters:
+            self._absorbed = True
+            self._refresh(counters)  # else the next pass finds that they rose, and takes it for an attempt just now
+        return others
 
     def _refresh(self, names: Iterable[str]) -> dict[str, Total]:
         """Ask for these counters as they are now, also for those who look at status without being root."""
@@ -164,6 +182,9 @@ class Recorder:
         now = Moment(time.monotonic(), time.time())
         summaries = self._ledger.settle(totals, now, every=every, most=room)
         self._tell(summaries)
+        if self._absorbed and not summaries:
+            self._save()
+        self._absorbed = False
         return len(summaries) < room
 
     def _tell(self, summaries: list[Summary]) -> None:

@@ -64,6 +64,8 @@ class Attempt:
     inbound: str = ""
     outbound: str = ""
     """Names of the interfaces, empty where there is none."""
+    ttl: int = 0
+    """How many routers may still pass it on; of IPv6 the hop limit."""
 
     @property
     def flow(self) -> tuple[object, ...]:
@@ -150,7 +152,7 @@ def decode(found: dict[int, bytes]) -> Attempt | None:
     header, packet = found.get(_PACKET_HDR, b""), found.get(_PAYLOAD, b"")
     try:
         hook = _HOOKS[header[2]]
-        source, destination, number, at, size = _network(packet)
+        source, destination, number, at, size, ttl = _network(packet)
         protocol = _PROTOCOLS[number]
         source_port, port, sequence = struct.unpack_from("!HHI", packet, at)  # ports: the same place in all four
         block = found.get(_PREFIX, b"").rstrip(b"\0").decode("ascii")
@@ -160,7 +162,9 @@ def decode(found: dict[int, bytes]) -> Attempt | None:
     except (IndexError, KeyError, ValueError, struct.error):
         return None
     names = _interface(inbound), _interface(outbound)
-    return Attempt(block, hook, protocol, source, source_port, destination, port, uid, gid, sequence, size, *names)
+    return Attempt(
+        block, hook, protocol, source, source_port, destination, port, uid, gid, sequence, size, *names, ttl=ttl
+    )
 
 
 @lru_cache(maxsize=64)
@@ -171,12 +175,13 @@ def _interface(index: int | None) -> str:
         return ""
 
 
-def _network(packet: bytes) -> tuple[str, str, int, int, int]:
-    """Give source, destination, protocol number, the offset of the transport header, and the size of the packet."""
+def _network(packet: bytes) -> tuple[str, str, int, int, int, int]:
+    """Give source, destination, protocol number, the offset of the transport header, the packet's size and its TTL."""
     version = packet[0] >> 4
     if version == 4:
         source, destination = (ipaddress.IPv4Address(packet[at : at + 4]) for at in (12, 16))
-        return str(source), str(destination), packet[9], (packet[0] & 15) * 4, int.from_bytes(packet[2:4])
+        at, size = (packet[0] & 15) * 4, int.from_bytes(packet[2:4])
+        return str(source), str(destination), packet[9], at, size, packet[8]
     if version != 6:
         raise ValueError(version)
     addresses = [str(ipaddress.IPv6Address(packet[at : at + 16])) for at in (8, 24)]
@@ -187,4 +192,4 @@ def _network(packet: bytes) -> tuple[str, str, int, int, int]:
         if number == _ROUTING and packet[at + 2] in _FINAL_FIRST and packet[at + 3]:
             final = str(ipaddress.IPv6Address(packet[at + 8 : at + 24]))
         number, at = packet[at], at + length
-    return addresses[0], final, number, at, 40 + int.from_bytes(packet[4:6])
+    return addresses[0], final, number, at, 40 + int.from_bytes(packet[4:6]), packet[7]

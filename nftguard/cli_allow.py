@@ -1,0 +1,114 @@
+"""The verbs that open a port for a while, and close it again: allow and deny."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from nftguard.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_F = TypeVar("_F", bound="Callable[..., Any]")
+# As in `model`, which a verb that needs none of it does not import.
+_HOOKS = ("output", "forward", "input", "bridge")
+_PROTOCOLS = ("tcp", "udp", "sctp", "dccp")
+
+
+def _who(verb: _F) -> _F:
+    """Add the options that say whom it concerns."""
+    verb = click.option("--anyone", is_flag=True, help="Whoever it is.")(verb)
+    for name, metavar, text in reversed(
+        (
+            ("user", "NAME", "What this user of the host sends."),
+            ("group", "NAME", "What processes of this group send."),
+            ("unit", "UNIT", "What this systemd unit sends, like postfix.service."),
+            ("to", "ADDRESS", "What goes there: an address, a prefix, a host's name, or @local."),
+            ("from", "ADDRESS", "What comes from there."),
+        )
+    ):
+        verb = click.option(f"--{name}", f"{name}_", metavar=metavar, default="", help=text)(verb)
+    return verb
+
+
+@click.command(short_help="Let somebody through for a while.")
+@click.argument("ports", metavar="PORTS", nargs=-1, required=True)
+@click.option("--for", "duration", metavar="TIME", required=True, help="How long: 30s, 30m, 2h, up to 7d.")
+@_who
+@click.option("--protocol", type=click.Choice(_PROTOCOLS), default="tcp", show_default=True)
+@click.option("--hook", type=click.Choice(_HOOKS), default="output", show_default=True, help="Where it is blocked.")
+@click.option("--persist", is_flag=True, help="Also after a reboot, as long as time is left.")
+@click.pass_context
+def allow(ctx: click.Context, /, duration: str, hook: str, protocol: str, persist: bool, **words: Any) -> None:
+    """Let somebody through a blocked port for a while, whatever block names it.
+
+    \b
+    nftguard allow 587 --user postfix --for 30m
+    nftguard allow @mail --to 198.51.100.7 --for 2h
+
+    A port is a number, a range like 6000-6063, a service or a preset; 64 in all at most. One of --user, --group,
+    --unit, --to and --from says for whom; give each an allowance of its own. Given again, the new time counts.
+
+    It ends by itself, also without the daemon, and with a reboot. `nftguard status` lists what is allowed, `nftguard
+    deny` takes it back. What is meant to last belongs into the configuration, as `allow` of the block.
+    """  # noqa: D301 - \b is click's
+    from nftguard import grants
+
+    arguments = _arguments(hook, protocol, words)
+    try:
+        arguments |= {"seconds": grants.seconds(duration), "persist": persist}
+        grants.read(arguments)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    _ask(ctx, "allow", arguments)
+
+
+@click.command(short_help="Take back what was allowed.")
+@click.argument("ports", metavar="[PORTS]", nargs=-1)
+@click.option("--all", "all_", is_flag=True, help="Every port.")
+@_who
+@click.option("--protocol", type=click.Choice(_PROTOCOLS), help="Only of this protocol.")
+@click.option("--hook", type=click.Choice(_HOOKS), help="Only there.")
+@click.pass_context
+def deny(ctx: click.Context, /, hook: str | None, protocol: str | None, **words: Any) -> None:
+    """Take back what `nftguard allow` let through, before its time.
+
+    \b
+    nftguard deny 587                  for whomever it was allowed
+    nftguard deny 587 --user postfix   for that user alone
+    nftguard deny --all                everything
+
+    Exits with 1 when nothing of the kind is allowed. What the configuration allows is not concerned.
+    """  # noqa: D301 - \b is click's
+    from nftguard import grants
+
+    arguments = _arguments(hook or "", protocol or "", words)
+    try:
+        grants.select(arguments)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    _ask(ctx, "deny", arguments)
+
+
+def _arguments(hook: str, protocol: str, words: dict[str, Any]) -> dict[str, str | int | bool]:
+    """Put options into a request: those that are not given are left out."""
+    given = {name.rstrip("_"): value for name, value in words.items() if value}
+    return given | {"ports": " ".join(words["ports"]), "hook": hook, "protocol": protocol}
+
+
+def _ask(ctx: click.Context, verb: str, arguments: dict[str, str | int | bool]) -> NoReturn:
+    from nftguard import bootscript, control, state
+
+    request = control.Request(verb, str(ctx.meta["config"].absolute()), state.namespace(), arguments=arguments)
+    answer = control.ask(Path(bootscript.run_dir()) / "control", request)
+    if answer is None:
+        raise UnavailableError(
+            f"no daemon is running that could {verb}; start it (systemctl start nftguard), or change `allow` of the "
+            "block in the configuration and run `nftguard apply`"
+        )
+    click.echo(answer.text, err=answer.exit != 0)
+    sys.exit(answer.exit)

@@ -1,0 +1,32 @@
+"""The verb that proves that ports are blocked."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+
+@click.command(short_help="Prove that what is to be blocked is blocked.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, for monitoring.")
+@click.pass_context
+def verify(ctx: click.Context, as_json: bool) -> None:
+    """Prove that what is to be blocked is blocked.
+
+    Compares the kernel's rules with the configuration, and sends a packet to a port of each block on output, over IPv4
+    and IPv6: it must be stopped, and counted. The packets go to addresses of the documentation, as 192.0.2.1 and
+    2001:db8::1, with a TTL of 1, so that they reach nobody even if nothing stops them; the counters count them, and the
+    daemon leaves them out of its records, alerts and reports. Then it names what no rule here can reach.
+
+    \b
+    exit 0   proven
+    exit 1   something is not as it should be
+    exit 3   nothing is wrong as far as seen, but not everything could be tried: no route, an exception in the way
+    exit 77  not permitted: it needs root
+    """  # noqa: D301
+    from nftguard.verify import verify as proof
+
+    found = proof(ctx.meta["config"])
+    click.echo(json.dumps(found.document()) if as_json else found.render())
+    sys.exit(found.exit_code)
