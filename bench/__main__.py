@@ -12,10 +12,18 @@ import sys
 import time
 from pathlib import Path
 
-from bench import apply, attempts, clients, memory, packet, repair, start
+from bench import apply, attempts, clients, exceptions, memory, packet, repair, start
 from bench.figure import Section, progress, render
 
-FAMILIES = {"start": start, "repair": repair, "packet": packet, "apply": apply, "attempts": attempts, "memory": memory}
+FAMILIES = {
+    "start": start,
+    "repair": repair,
+    "packet": packet,
+    "exceptions": exceptions,
+    "apply": apply,
+    "attempts": attempts,
+    "memory": memory,
+}
 LONG = {"clients": clients}
 """Families that take half an hour, and are measured only when they are asked for."""
 

@@ -23,10 +23,10 @@ def elements(places: Iterable[str], version: Literal[4, 6]) -> frozenset[str]:
             spans[-1] = spans[-1][0], max(spans[-1][1], last)
         else:
             spans.append((first, last))
-    return frozenset(_text(first, last, version) for first, last in spans)
+    return frozenset(span(first, last, version) for first, last in spans)
 
 
-def _text(first: int, last: int, version: int) -> str:
+def span(first: int, last: int, version: Literal[4, 6]) -> str:
     """Write a span as nft does: an address, a prefix where it is one, else a range."""
     make = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
     count = last - first + 1

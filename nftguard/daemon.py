@@ -23,7 +23,7 @@ from nftguard.trial import Trials
 from nftguard.wire.watch import NetworkWatch, RulesetWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from nftguard.folder import Watch
     from nftguard.kernel import Nftables
@@ -40,7 +40,9 @@ class Daemon:
         self._kernel = kernel
         self._sink = sink
         self._names = Names()
-        self._surroundings = Surroundings(lambda: self._recorder.attribution.tree, self._names)
+        self._surroundings = Surroundings(
+            lambda: self._recorder.attribution.tree, self._names, trouble=lambda: self._recorder.attribution.problem
+        )
         self._keeper = Keeper(path, kernel, self._surroundings)
         self._pace, self._bulletin, self._book = self._keeper.pace, self._keeper.bulletin, self._keeper.book
         self._trials = Trials(path, self._keeper)
@@ -50,8 +52,6 @@ class Daemon:
         self._desk = allowing.Desk(self._keeper, self._surroundings, self._recorder.attribution.begin, kernel)
         self._resume_at: float | None = None  # seconds on the monotonic clock
         self._reload_asked = self._stopping = False
-        self._units: Mapping[str, Mapping[str, str]] = {}
-        """The control groups of units that are excepted, as they were last seen."""
         self._duties: tuple[tuple[Callable[[], float | None], Callable[[], object]], ...] = (
             (lambda: self._resume_at, self._resume),
             (lambda: self._trials.due, self._end_trial),
@@ -72,6 +72,8 @@ class Daemon:
             if self._kernel.features.flags:
                 notify.keep(self._kernel.socket)  # so that the next process is the owner that this one is
             self._pace.wake(Cause.START)
+            if (policy := self._keeper.policy) and needs_units(policy.config, self._book.current()):
+                self._recorder.attribution.begin()  # or the first pass would empty what an earlier process filled
             self._pass()
             if self._book.ignored:
                 log().warning("allowances_ignored", path=allowances.path(), reason=self._book.ignored)
@@ -81,6 +83,9 @@ class Daemon:
                 if alive_every and time.monotonic() >= alive_at:
                     notify.alive()
                     alive_at = time.monotonic() + alive_every
+                policy = self._keeper.policy
+                if policy and self._surroundings.moved(policy.config, self._book.current()):
+                    self._pace.wake(Cause.HOST)
                 for key, _ in self._selector.select(self._wait(alive_at if alive_every else None)):
                     key.data()
                 if self._sink:
@@ -262,8 +267,7 @@ class Daemon:
             recorder.attribution.begin()
         groups = recorder.attribution.fd
         if groups is not None and groups not in self._selector.get_map():
-            self._selector.register(groups, selectors.EVENT_READ, self._on_groups)
-            self._on_groups()  # the first pass, which nothing was to delay, knew of none
+            self._selector.register(groups, selectors.EVENT_READ, recorder.attribution.read)
 
     def _end_trial(self) -> None:
         self._trials.end("not confirmed in time")
@@ -279,11 +283,4 @@ class Daemon:
 
     def _on_accounts(self, watch: Watch) -> None:
         if watch.changed():
-            self._pace.wake(Cause.HOST)
-
-    def _on_groups(self) -> None:
-        self._recorder.attribution.read()
-        policy = self._keeper.policy
-        if policy and (units := self._surroundings.units(policy.config, self._book.current())) != self._units:
-            self._units = units
             self._pace.wake(Cause.HOST)

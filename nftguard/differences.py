@@ -109,10 +109,10 @@ def ends_otherwise(have: Set, want: Set) -> bool:
 
 
 def aged(expected: Table, live: Table | None) -> Table:
-    """Take what was expected as it may be by now: elements that end by themselves have less time, or have ended."""
+    """Take what was expected as it may be by now: what ends by itself, control groups too, may have ended."""
     sets = dict(expected.sets)
     for name, made in expected.sets.items():
         have = live.sets.get(name) if live else None
-        if isinstance(made, Set) and made.timed and isinstance(have, Set):
+        if isinstance(made, Set) and (made.timed or made.groups) and isinstance(have, Set):
             sets[name] = replace(made, elements=have.elements & made.elements, left={})
     return replace(expected, sets=sets)

@@ -11,22 +11,23 @@ import errno
 import os
 import re
 import socket
-import sys
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from nftguard import nftjson, nftscript
+from nftguard import nftjson, nftscript, nftset
 from nftguard.errors import KernelError, NftguardError, NotPermittedError, UnavailableError
-from nftguard.model import BRIDGE, FAMILY, OWNED, TABLE, Features, Set, Table, family
-from nftguard.plan import Plan, create
+from nftguard.model import BRIDGE, FAMILY, OWNED, TABLE, Counter, Features, Set, Table
+from nftguard.plan import AddMembers, Plan, Step, create
 from nftguard.wire import netlink
 from nftguard.wire.nfnl import Nfnl
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
-_PROTOCOLS = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp", socket.IPPROTO_SCTP: "sctp", 33: "dccp"}
 _LOOKS = 3  # how often to read again when somebody changes the ruleset meanwhile
 _PROBE = f"{TABLE}-probe"
 # What may be missing, as scripts that are only tried.
@@ -58,6 +59,14 @@ class Kernel(Protocol):
         ...
 
 
+class _Seen(NamedTuple):
+    """A table as it was read at one generation of the ruleset; owners come and go without a new one."""
+
+    generation: int
+    flags: Mapping[str, frozenset[str]]
+    table: Table
+
+
 class Nftables:
     """The kernel of this network namespace, through libnftables. Raises UnavailableError where that is missing."""
 
@@ -69,19 +78,37 @@ class Nftables:
         if inherited is not None:
             os.dup2(inherited, self.socket)
         self.nfnl = Nfnl()
+        self._last: _Seen | None = None
 
     def snapshot(self) -> Table | None:
-        """Read our table; None where there is none."""
+        """Read our table; None where there is none.
+
+        What only a transaction changes is not read again where there was none since the last time.
+        """
         found: Table | None = None
         for _ in range(_LOOKS):
             before = self.nfnl.generation()
-            found = self._read()
-            if before == self.nfnl.generation():
+            flags = {of: flags for of in (FAMILY, BRIDGE) if (flags := self.nfnl.flags(of)) is not None}
+            last = self._last
+            found = self._moved(last.table) if last and last[:2] == (before, flags) else self._read(flags)
+            if before is not None and before == self.nfnl.generation():
+                self._last = _Seen(before, flags, found) if found and not found.foreign else None
                 break
         return found
 
-    def _read(self) -> Table | None:
-        tables = {of: self._table(of, flags) for of in (FAMILY, BRIDGE) if (flags := self.nfnl.flags(of)) is not None}
+    def _moved(self, table: Table) -> Table:
+        """Read what packets and time change; the elements of dynamic sets are nobody's business."""
+        counted = {name: total for of in table.families for name, total in self.nfnl.counters(of).items()}
+        counters = {name: Counter(name, *total) for name, total in counted.items()}
+        timed = {
+            name: nftset.fill(made, self.nfnl.members(name))
+            for name, made in table.sets.items()
+            if isinstance(made, Set) and made.timed
+        }
+        return replace(table, counters=counters, sets={**table.sets, **timed})
+
+    def _read(self, flags: Mapping[str, frozenset[str]]) -> Table | None:
+        tables = {of: self._table(of, found) for of, found in flags.items()}
         if not tables:
             return None
         found, *others = tables.values()
@@ -103,8 +130,8 @@ class Nftables:
                 # This one is to be replaced: its counters are all that is wanted of it, and nft 1.0.6 lists no more.
                 return Table(flags=flags, counters=nftjson.parse_counters(self._list(f"counters {table}")))
             # The elements of dynamic sets are left out: each costs 12 µs to print, and one that holds a control group
-            # a walk through all of them (cgroupv2_get_path() in nft 1.0.6). Those of maps, and of sets that are ours,
-            # are then listed one by one: 1.0.6 lists those of all tables, or of one map.
+            # a walk through all of them (cgroupv2_get_path() in nft 1.0.6). Those of maps are then listed one by one,
+            # since 1.0.6 lists those of all tables, or of one map; those of sets that are ours without it.
             self._nft.set_terse_output(True)
             try:
                 found = nftjson.parse(self._list(table), of)
@@ -112,21 +139,16 @@ class Nftables:
                 self._nft.set_terse_output(False)
             names = [name for name in found.maps if _NAME.fullmatch(name)]  # no other can be of our making
             maps = {name: nftjson.parse_map(self._list(f"map {of} {TABLE} {name}")) for name in names}
-            sets = {name: self._members(made) for name, made in found.sets.items() if isinstance(made, Set)}
+            sets = {
+                name: nftset.fill(made, self.nfnl.members(name))
+                for name, made in found.sets.items()
+                if isinstance(made, Set)
+            }
             return replace(found, flags=flags, maps={**found.maps, **maps}, sets={**found.sets, **sets})
         except UnicodeDecodeError:
             return Table(flags=flags, foreign=frozenset({"something with bytes that are no text"}))
         except nftjson.MalformedError as error:
             raise KernelError(f"list {table}", f"libnftables' reply is malformed: {error}") from None
-
-    def _members(self, made: Set) -> Set:
-        """List the elements of a set of ours, each with the seconds that it has left."""
-        if not _NAME.fullmatch(made.name):
-            return made
-        if not made.groups:
-            return nftjson.parse_set(self._list(f"set {family(made.name)} {TABLE} {made.name}"))
-        found = {_group(key): left // 1000 for key, left in self.nfnl.elements(made.name).items()}
-        return replace(made, elements=frozenset(found), left=found if made.timed else {})
 
     @cached_property
     def features(self) -> Features:
@@ -185,10 +207,17 @@ class Nftables:
         what = f"apply {len(plan)} changes to table {FAMILY} {TABLE}"
         if plan.steps:
             self._run(nftscript.lines(plan.steps), what)
-        for name, steps in groupby(plan.late, key=lambda step: step.name):
-            # A control group that has ended is missed at once: whoever follows them will ask for another pass.
-            with suppress(KernelError):
+        for name, group in groupby(plan.late, key=lambda step: step.name):
+            steps = list(group)
+            try:
                 self._run(nftscript.lines(steps), f"fill set {name}")
+            except KernelError:
+                # A control group that has ended is missed at once, and not the others for it: whoever follows them will
+                # ask for another pass.
+                for step in steps:
+                    for part in _singly(step):
+                        with suppress(KernelError):
+                            self._run(nftscript.lines([part]), f"fill set {name}")
 
     def _run(self, script: str, command: str) -> None:
         code, _, err = self._nft.cmd(script)
@@ -196,14 +225,8 @@ class Nftables:
             raise _error(command, err)
 
 
-def _group(key: bytes) -> str:
-    """Give an element that ends with a control group: the id alone, or `tcp . 587 . ID`."""
-    # Every part of a key is padded to four bytes; the id is 64 bits in the order of this machine.
-    number = str(int.from_bytes(key[-8:], sys.byteorder))
-    if len(key) != 16:
-        return number
-    protocol = _PROTOCOLS.get(key[0], str(key[0]))
-    return f"{protocol} . {int.from_bytes(key[4:6])} . {number}"
+def _singly(step: Step) -> list[Step]:
+    return [AddMembers(step.name, (member,)) for member in step.members] if isinstance(step, AddMembers) else [step]
 
 
 def connect() -> Any:

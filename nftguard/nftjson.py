@@ -51,16 +51,6 @@ def parse_map(reply: str) -> Map:
     return _read(reply, lambda things: next(_map(entry["map"]) for entry in things if "map" in entry))
 
 
-def parse_set(reply: str) -> Set:
-    """Read the reply to `list set inet nftguard NAME` of a set whose elements are ours. Raises MalformedError."""
-
-    def read(things: Json) -> Set:
-        found = next(_set(entry["set"]) for entry in things if "set" in entry)
-        return found if isinstance(found, Set) else Set(found.name, (), foreign="is filled by packets")
-
-    return _read(reply, read)
-
-
 def parse_counters(reply: str) -> dict[str, Counter]:
     """Read the reply to `list counters table inet nftguard`. Raises MalformedError."""
 
@@ -166,50 +156,16 @@ def _set(thing: Json) -> DynamicSet | Set:
 
 
 def _members(thing: Json) -> Set:
-    # {"set": {"name": "mail.to4", "type": "ipv4_addr", "flags": ["interval"],
-    #          "elem": [{"prefix": {"addr": "10.0.0.0", "len": 24}}, "203.0.113.7"]}}
-    # {"set": {"name": "allowed.output.users", "type": ["inet_proto", "inet_service", "uid"], "flags": ["timeout"],
-    #          "elem": [{"elem": {"val": {"concat": ["tcp", 587, 104]}, "timeout": 1800, "expires": 1799}}]}}
+    # {"set": {"name": "mail.to4", "type": "ipv4_addr", "flags": ["interval"]}}
+    # {"set": {"name": "allowed.output.users", "type": ["inet_proto", "inet_service", "uid"], "flags": ["timeout"]}}
+    # The elements are asked for elsewhere.
     types = (thing["type"],) if isinstance(thing["type"], str) else tuple(map(str, thing["type"]))
     flags = set(names(thing.get("flags")))
     odd = [f"flags {sorted(flags)}"] if flags - {"interval", "timeout"} else []
     odd += [key for key in ("gc-interval", "auto-merge", "comment") if thing.get(key)]
-    elements: dict[str, int] = {}
-    for element in thing.get("elem", []):
-        try:
-            member, left = _member(element)
-            elements[member] = left
-        except (KeyError, TypeError, ValueError):
-            odd.append(f"element {json.dumps(element)[:80]}")
-    timed = "timeout" in flags
-    made = Set(thing["name"], types, frozenset(elements), timed, "; ".join(odd), left=elements if timed else {})
-    if ("interval" in flags) is not made.interval:
-        return replace(made, foreign=f"{made.foreign}; flag interval")
-    return made
-
-
-def _member(element: Json) -> tuple[str, int]:
-    match element:
-        case {"elem": {"val": value, "expires": int(left), **rest}} if set(rest) <= {"timeout"}:
-            return _text(value), left
-        case {"elem": {"val": value, **rest}} if not rest:
-            return _text(value), 0
-    return _text(element), 0
-
-
-def _text(value: Json) -> str:
-    match value:
-        case {"concat": parts}:
-            return " . ".join(map(_text, parts))
-        case {"prefix": {"addr": str(address), "len": int(length)}}:
-            return f"{address}/{length}"
-        case {"range": [str(first), str(last)]}:
-            return f"{first}-{last}"
-        case bool():
-            raise ValueError(value)
-        case int() | str():
-            return str(value)
-    raise ValueError(value)
+    made = Set(thing["name"], types, timed="timeout" in flags)
+    odd += ["flag interval"] if ("interval" in flags) is not made.interval else []
+    return replace(made, foreign="; ".join(odd))
 
 
 def _dynamic_set(thing: Json) -> DynamicSet:

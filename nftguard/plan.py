@@ -220,9 +220,11 @@ def _late(live: Table | None, desired: Table) -> Iterator[Flush | AddMembers | D
 
 def _refill(have: Set, want: Set) -> Iterator[Flush | AddMembers | DeleteElements]:
     going, coming = have.elements - want.elements, want.elements - have.elements
-    if differences.ends_otherwise(have, want) or (going and (want.interval or want.timed or want.groups)):
-        # nft 1.0.6 takes no part of an interval out that it listed merged, and no control group without its path; an
-        # element that has just ended is not there to be deleted.
+    anew = going and (want.interval or want.timed or want.groups)
+    if anew or (coming and have.elements and "ifname" in want.types) or differences.ends_otherwise(have, want):
+        # nft 1.0.6 takes no part of an interval out that it listed merged, no control group without its path, and no
+        # name of an interface besides one with a wildcard ("interval overlaps with an existing one"); an element that
+        # has just ended is not there to be deleted.
         yield Flush("set", want.name)
         coming = want.elements
     elif going:

@@ -12,18 +12,22 @@ from typing import TYPE_CHECKING
 
 from nftguard.errors import KernelError, NotPermittedError, UnavailableError
 from nftguard.model import BRIDGE, FAMILY, TABLE, family
+from nftguard.nftset import Element
 from nftguard.wire import netlink
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_GETTABLE, _NEWSETELEM, _GETSETELEM, _GETGEN, _GETOBJ = 1, 12, 13, 16, 19
+_GETTABLE, _NEWSETELEM, _GETSETELEM, _GETGEN, _NEWOBJ, _GETOBJ = 1, 12, 13, 16, 18, 19
 _TABLE_NAME, _TABLE_FLAGS = 1, 2
 _GEN_ID = 1
 _OBJ_TABLE, _OBJ_NAME, _OBJ_TYPE, _OBJ_DATA = 1, 2, 3, 4
 _OBJECT_COUNTER, _COUNTER_BYTES, _COUNTER_PACKETS = 1, 1, 2
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
-_LIST_ELEM, _ELEM_KEY, _DATA_VALUE, _ELEM_EXPIRATION = 1, 1, 1, 5
+_LIST_ELEM, _DATA_VALUE = 1, 1
+_ELEM_KEY, _ELEM_FLAGS, _ELEM_TIMEOUT, _ELEM_EXPIRATION, _ELEM_USERDATA, _ELEM_PAD, _ELEM_KEY_END = 1, 3, 4, 5, 6, 8, 10
+_PLAIN = {_ELEM_KEY, _ELEM_FLAGS, _ELEM_TIMEOUT, _ELEM_EXPIRATION, _ELEM_USERDATA, _ELEM_PAD, _ELEM_KEY_END}
+_USERDATA_FLAGS = 1  # nft's own note, of an interval without an upper end; libnftnl/include/udata.h
 _FLAGS = {1: "dormant", 2: "owner", 4: "persist"} | {1 << bit: f"bit {bit}" for bit in range(3, 32)}
 
 _BUFFER = 1 << 20  # a dump's replies, and those to a batch of questions
@@ -77,11 +81,23 @@ class Nfnl:
         asked = netlink.attribute(_OBJ_TABLE, _NAME) + netlink.attribute(_OBJ_NAME, name.encode() + b"\0")
         asked += netlink.attribute(_OBJ_TYPE, struct.pack("!I", _OBJECT_COUNTER))
         try:
-            data = dict(netlink.attributes(self._ask(family(name), _GETOBJ, asked)[_OBJ_DATA]))
-            (packets,), (size,) = (struct.unpack("!Q", data[key]) for key in (_COUNTER_PACKETS, _COUNTER_BYTES))
-            return packets, size
+            return _counted(self._ask(family(name), _GETOBJ, asked))
         except (OSError, LookupError, struct.error):
             return None
+
+    def counters(self, of: str) -> dict[str, tuple[int, int]]:
+        """Give the packets and bytes of every counter of our table of this family. Raises KernelError."""
+        asked = netlink.attribute(_OBJ_TABLE, _NAME)
+        asked += netlink.attribute(_OBJ_TYPE, struct.pack("!I", _OBJECT_COUNTER))
+        try:
+            listed = [
+                dict(netlink.attributes(body, netlink.NFGENMSG)) for body in self._dump(of, _GETOBJ, _NEWOBJ, asked)
+            ]
+            return {found[_OBJ_NAME].rstrip(b"\0").decode(errors="replace"): _counted(found) for found in listed}
+        except OSError as error:
+            raise KernelError(f"list the counters of table {of} {TABLE}", str(error.strerror)) from None
+        except (LookupError, struct.error):
+            raise KernelError(f"list the counters of table {of} {TABLE}", "the answer is malformed") from None
 
     def holds(self, name: str, keys: Iterable[bytes]) -> set[bytes]:
         """Tell which of these keys are in the set `name`: one question each, many in one system call."""
@@ -105,6 +121,22 @@ class Nfnl:
         except OSError:
             return {}
         return dict(self._listed())
+
+    def members(self, name: str) -> list[Element]:
+        """List the elements of the set `name` as they are. Raises KernelError."""
+        try:
+            bodies = self._dump(family(name), _GETSETELEM, _NEWSETELEM, _elements(name))
+            return [_member(found) for body in bodies for found in _found(body)]
+        except OSError as error:
+            raise KernelError(f"list set {name}", str(error.strerror)) from None
+
+    def _dump(self, of: str, kind: int, answer: int, asked: bytes) -> Iterator[bytes]:
+        """Ask for all there is, and give what follows the header of each answer. Raises OSError."""
+        self._socket.send(_message(of, kind, asked, netlink.NLM_F_DUMP))
+        for reply in self._replies():
+            netlink.raise_for_error(reply)
+            if reply.kind == netlink.NFNL_SUBSYS_NFTABLES << 8 | answer:
+                yield reply.body
 
     def _listed(self) -> Iterator[tuple[bytes, int]]:
         # A refusal echoes the question, and with it the key: only an answer counts.
@@ -145,11 +177,36 @@ def _element(key: bytes) -> bytes:
     return netlink.attribute(_LIST_ELEM, netlink.attribute(_ELEM_KEY, netlink.attribute(_DATA_VALUE, key)))
 
 
+def _counted(found: dict[int, bytes]) -> tuple[int, int]:
+    """Give packets and bytes. Raises LookupError and struct.error where that is no counter."""
+    data = dict(netlink.attributes(found[_OBJ_DATA]))
+    (packets,), (size,) = (struct.unpack("!Q", data[key]) for key in (_COUNTER_PACKETS, _COUNTER_BYTES))
+    return packets, size
+
+
 def _keys(body: bytes) -> Iterator[tuple[bytes, int]]:
+    for found in _found(body):
+        yield _data(found, _ELEM_KEY), int.from_bytes(found.get(_ELEM_EXPIRATION, b""))
+
+
+def _member(found: dict[int, bytes]) -> Element:
+    note = found.get(_ELEM_USERDATA, b"")  # type, length, value, and so on
+    noted = len(note) < 2 or (note[0] == _USERDATA_FLAGS and len(note) == 2 + note[1])
+    return Element(
+        _data(found, _ELEM_KEY),
+        _data(found, _ELEM_KEY_END) if _ELEM_KEY_END in found else b"",
+        int.from_bytes(found.get(_ELEM_FLAGS, b"")),
+        int.from_bytes(found.get(_ELEM_EXPIRATION, b"")),
+        more=not (noted and found.keys() <= _PLAIN),
+    )
+
+
+def _found(body: bytes) -> Iterator[dict[int, bytes]]:
     for kind, listed in netlink.attributes(body, netlink.NFGENMSG):
-        if kind != _LIST_ELEMENTS:
-            continue
-        for _, element in netlink.attributes(listed):
-            found = dict(netlink.attributes(element))
-            key = dict(netlink.attributes(found.get(_ELEM_KEY, b""))).get(_DATA_VALUE, b"")
-            yield key, int.from_bytes(found.get(_ELEM_EXPIRATION, b""))
+        if kind == _LIST_ELEMENTS:
+            for _, element in netlink.attributes(listed):
+                yield dict(netlink.attributes(element))
+
+
+def _data(found: dict[int, bytes], kind: int) -> bytes:
+    return dict(netlink.attributes(found.get(kind, b""))).get(_DATA_VALUE, b"")
