@@ -133,10 +133,10 @@ class Bulletin:
     def warn(self, problems: tuple[str, ...] = ()) -> None:
         """Look for what the table cannot reach on this host, and record it, with these problems, when it is news."""
         beyond = warnings(self.desired)
-        for kind, found in (("forward_open", beyond), ("not_allowed", problems)):
-            for warning in found:
-                if warning not in self._warned:
-                    log().warning(kind, warning=warning)
+        for warning in (found for found in beyond if found not in self._warned):
+            log().warning("forward_open", warning=warning)
+        for warning in (found for found in problems if found not in self._warned):
+            log().warning("not_allowed", warning=warning)
         self._warned = beyond + problems
 
     def unsure(self, change: Change) -> None:

@@ -238,9 +238,14 @@ def test_a_quiet_service_sleeps(guard: Guard) -> None:
         assert found
         return int(found[1])
 
-    before = woken()
-    time.sleep(1)
-    assert woken() - before <= 1
+    def second() -> int:
+        before = woken()
+        time.sleep(1)
+        return woken() - before
+
+    # Control groups of the whole machine wake it, those of other tests, too: one quiet second is enough, and a daemon
+    # that wakes by itself has none.
+    assert any(second() <= 1 for _ in range(12))
 
 
 def test_the_timer_looks_even_when_nobody_reports(netns: Namespace, config_file: Path, folders: Path) -> None:
