@@ -55,7 +55,7 @@ class Kernel(Protocol):
         ...
 
     def apply(self, plan: Plan) -> None:
-        """Apply the whole plan or, raising KernelError, none of it."""
+        """Apply the plan's steps, all or, raising KernelError, none of them; then what of its `late` can be had."""
         ...
 
 
@@ -201,7 +201,7 @@ class Nftables:
             self._nft.set_dry_run(False)
 
     def apply(self, plan: Plan) -> None:
-        """Apply the whole plan or nothing."""
+        """Apply the plan's steps, all or none of them; then what of its `late` can be had."""
         if not plan:
             return
         what = f"apply {len(plan)} changes to table {FAMILY} {TABLE}"
@@ -226,7 +226,9 @@ class Nftables:
 
 
 def _singly(step: Step) -> list[Step]:
-    return [AddMembers(step.name, (member,)) for member in step.members] if isinstance(step, AddMembers) else [step]
+    if not isinstance(step, AddMembers):
+        return [step]
+    return [AddMembers(step.name, {member: written}) for member, written in step.members.items()]
 
 
 def connect() -> Any:

@@ -121,7 +121,7 @@ def _step(step: Step, table: str) -> str:
         case AddElements(name, elements):
             return f"add element {_at(name, table)} {{ {_elements(elements)} }}"
         case AddMembers(name, members):
-            return f"add element {_at(name, table)} {{ {', '.join(members)} }}"
+            return f"add element {_at(name, table)} {{ {', '.join(members.values())} }}"
         case DeleteElements(name, keys):
             return f"delete element {_at(name, table)} {{ {', '.join(map(str, keys))} }}"
 

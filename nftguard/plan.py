@@ -80,10 +80,10 @@ class AddElements:
 
 @dataclass(frozen=True, slots=True)
 class AddMembers:
-    """Add elements to a set, as they are written."""
+    """Add elements to a set: as they are listed, and how each is written."""
 
     name: str
-    members: tuple[str, ...]
+    members: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,4 +230,4 @@ def _refill(have: Set, want: Set) -> Iterator[Flush | AddMembers | DeleteElement
     elif going:
         yield DeleteElements(want.name, tuple(sorted(going)))
     if coming:
-        yield AddMembers(want.name, tuple(want.written.get(member, member) for member in sorted(coming)))
+        yield AddMembers(want.name, {member: want.written.get(member, member) for member in sorted(coming)})

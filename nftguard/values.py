@@ -159,4 +159,4 @@ def _host(word: str) -> str:
 
 def is_host(word: str) -> bool:
     """Whether a place is a host's name: only that has to be looked up."""
-    return ":" not in word and not word[-1].isdigit() and word != LOCAL
+    return _HOST.fullmatch(word) is not None

@@ -109,9 +109,7 @@ def _step(table: Table | None, step: Step) -> Table | None:
             return _put(table, replace(_set(table, name), elements=frozenset()))
         case AddMembers(name, members):
             found_set = _set(table, name)
-            # As it is listed: without the quotes and the timeout that it is written with.
-            listed = {member.partition(" timeout ")[0].strip('"') for member in members}
-            return _put(table, replace(found_set, elements=found_set.elements | listed))
+            return _put(table, replace(found_set, elements=found_set.elements | set(members)))
         case DeleteElements(name, keys) if name in table.sets:
             found_set = _set(table, name)
             _require(set(keys) <= found_set.elements, "No such file or directory")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import tempfile
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nftguard import values
 from nftguard.config import Config, load
 from nftguard.errors import ConfigError
 from nftguard.model import Action, Hook, Protocol
 from nftguard.ports import Ports
+from nftguard.resolver import entries
 from tests.conftest import ORIGIN
 from tests.examples import config_of, table_of
 
@@ -222,6 +225,29 @@ def test_any_value_anywhere_is_taken_or_told_never_a_traceback(key: str, value: 
         text = f"{BLOCK}[{table}]\n{name} = {_toml(value)}"
     with contextlib.suppress(ConfigError):
         assert config_of(text).block
+
+
+_PLACE = st.one_of(
+    st.from_regex(r"[a-z0-9.:/@_-]{1,20}", fullmatch=True),
+    st.ip_addresses().map(str),
+    st.sampled_from(
+        ["relay1", "mail.host1", "h1.", "10.0.0.1", "1.2.3", "fe80::1", "::", "dead.beef", "@local", "a.b/8"]
+    ),
+)
+
+
+@settings(max_examples=500)
+@given(_PLACE)
+def test_a_place_is_one_thing_alone(text: str) -> None:
+    """A host's name to be looked up, the networks that this host is on, or what is an address here and now."""
+    with contextlib.suppress(ValueError):
+        found = values.place(text)
+        if values.is_host(found):
+            assert entries.valid(found)
+            with pytest.raises(ValueError, match="does not appear"):
+                ipaddress.ip_network(found)
+        elif found != values.LOCAL:
+            assert ipaddress.ip_network(found)
 
 
 @settings(max_examples=200)
