@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+from heapq import heappop, heappush
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -24,6 +26,31 @@ def elements(places: Iterable[str], version: Literal[4, 6]) -> frozenset[str]:
         else:
             spans.append((first, last))
     return frozenset(span(first, last, version) for first, last in spans)
+
+
+def lasting(places: Iterable[tuple[str, int]], version: Literal[4, 6]) -> dict[str, int]:
+    """Give elements of this IP version that do not overlap, each with the most seconds of all that cover it.
+
+    Cut at every border and never joined again: two times may differ by a second of rounding, and the elements must be
+    the same all the same.
+    """
+    networks = [
+        (network, left) for place, left in places if (network := ipaddress.ip_network(place)).version == version
+    ]
+    spans = sorted((int(network[0]), int(network[-1]) + 1, left) for network, left in networks)
+    cuts = sorted({cut for first, after, _ in spans for cut in (first, after)})
+    found: dict[str, int] = {}
+    here: list[tuple[int, int]] = []  # a heap of those that have begun: the longest first, with its end
+    at = 0
+    for first, after in pairwise(cuts):
+        while at < len(spans) and spans[at][0] <= first:
+            heappush(here, (-spans[at][2], spans[at][1]))
+            at += 1
+        while here and here[0][1] <= first:
+            heappop(here)
+        if here:
+            found[span(first, after - 1, version)] = -here[0][0]
+    return found
 
 
 def span(first: int, last: int, version: Literal[4, 6]) -> str:

@@ -9,10 +9,11 @@ set allowed.output.users, ...       their members, each with its protocol and po
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from nftguard import addresses, values
-from nftguard.model import BRIDGE, HasUser, Hook, Initial, Key, Match, Protocol, Rule, Set, Verdict
+from nftguard.model import BRIDGE, HasUser, Hook, Key, Match, Protocol, Rule, Set, Underway, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -99,8 +100,9 @@ def rules(block: Block, hook: Hook, protocol: Protocol, cgroups: bool, blocked: 
     """Build what comes first in a block's chain; `blocked` is the chain of what is no exception, where it is needed.
 
     A socket that is closed with data left to send has no owner any more (seen: an allowed sender got a third of its
-    bytes through). So where senders are allowed, what has no sender and opens no connection passes too: the connection
-    was let through when it was opened.
+    bytes through). So where senders are allowed, TCP without a sender passes too, if it has no part in opening a
+    connection: that was let through when it was opened. Answers to a SYN have none either, where a SYN cookie or a full
+    backlog makes the kernel give them for itself; let through, they would complete a connection of anybody's.
     """
     found: list[Rule] = []
     if hook in {Hook.FORWARD, Hook.BRIDGE}:
@@ -110,9 +112,9 @@ def rules(block: Block, hook: Hook, protocol: Protocol, cgroups: bool, blocked: 
     for kind in kinds:
         key = Key.ENTERS if kind == "interfaces" and hook is Hook.INPUT else KINDS[kind].key
         found += _matches((key,), _set(block.name, hook, kind), _RETURN)
-    if protocol is not Protocol.UDP and any(kind in _SENDERS for kind in kinds):
+    if protocol is Protocol.TCP and any(kind in _SENDERS for kind in kinds):
         found.append((HasUser(), Verdict("goto", blocked)))
-        found.append((Initial(protocol, is_not=True), _RETURN))
+        found.append((Underway(), _RETURN))
         found.append((Verdict("goto", blocked),))
     return found
 
@@ -145,14 +147,13 @@ def given(hook: Hook, kinds: Iterable[str]) -> tuple[list[Set], list[Rule]]:
         closing = f"{chain(hook)}.closing"
         declared.append(Set(closing, types, timed=True))
         built.append((HasUser(), _RETURN))
-        built.append((Match(_PORT, closing), Initial(Protocol.TCP, is_not=True), _ACCEPT))
+        built.append((Match(_PORT, closing), Underway(), _ACCEPT))
     return declared, built
 
 
 def fill(declared: Mapping[str, Set], config: Config, host: Host, allowances: Iterable[Allowance]) -> dict[str, Set]:
     """Fill the sets that are declared with what the names stand for on this host."""
-    members: dict[str, dict[str, str]] = {name: {} for name in declared}  # name, element, how it is written
-    left: dict[str, dict[str, int]] = {name: {} for name in declared}
+    members: dict[str, dict[str, str]] = {}  # name, element, how it is written
     network = host.network
     ways = {
         "uplinks": network.uplinks,
@@ -160,29 +161,47 @@ def fill(declared: Mapping[str, Set], config: Config, host: Host, allowances: It
         f"{BRIDGE}.uplinks": network.outer_ports,
         f"{BRIDGE}.inner": network.inner_ports,
     }
-    for name, links in ways.items():
-        if name in declared:
-            members[name] = _members("interfaces", links, host)
+    members |= {name: _members("interfaces", links, host) for name, links in ways.items()}
     for block in config.block:
         for kind, listed in _lists(block.allow).items():
             for name in {_set(block.name, hook, kind) for hook in Hook} & set(declared):
                 members[name] = _members(kind, listed, host)
-    for allowance in allowances:
-        name = f"{chain(allowance.hook)}.{allowance.kind}"
-        port = f"{allowance.protocol} . {allowance.port}"
-        found = {"": ""} if allowance.kind == "ports" else _members(allowance.kind, (allowance.value,), host)
-        places = [(name, element, written) for element, written in found.items()]
-        if allowance.kind in _SENDERS:
-            places.append((f"{chain(allowance.hook)}.closing", "", ""))
-        for at, element, written in places:
-            whole = f"{port} . {element}" if element else port
-            if at in declared and allowance.left > left[at].get(whole, 0):  # the longest of those that say the same
-                left[at][whole] = allowance.left
-                members[at][whole] = f"{f'{port} . {written}' if written else port} timeout {allowance.left}s"
-    return {
-        name: Set(name, made.types, frozenset(members[name]), made.timed, written=members[name], left=left[name])
-        for name, made in declared.items()
-    }
+    ends = _ends(allowances, host)
+    filled: dict[str, Set] = {}
+    for name, made in declared.items():
+        written, left = members.get(name, {}), {}
+        for element, (how, seconds) in ends.get(name, {}).items():
+            written[element], left[element] = f"{how} timeout {seconds}s", seconds
+        filled[name] = replace(made, elements=frozenset(written), written=written, left=left)
+    return filled
+
+
+def _ends(allowances: Iterable[Allowance], host: Host) -> dict[str, dict[str, tuple[str, int]]]:
+    """Give for each set of allowances its elements: how each is written, and the seconds that it has left.
+
+    Where several say the same, or networks overlap, which the kernel refuses, the longest counts.
+    """
+    found: dict[str, dict[str, tuple[str, int]]] = {}
+    near: dict[tuple[str, str], list[tuple[str, int]]] = {}  # set and port to places, each with its seconds
+
+    def put(name: str, element: str, how: str, left: int) -> None:
+        if left > found.setdefault(name, {}).get(element, ("", 0))[1]:
+            found[name][element] = how, left
+
+    for one in allowances:
+        name, port = f"{chain(one.hook)}.{one.kind}", f"{one.protocol} . {one.port}"
+        if one.kind == "ports":
+            put(name, port, port, one.left)
+        elif one.kind in _SENDERS:
+            for element, how in _members(one.kind, (one.value,), host).items():
+                put(name, f"{port} . {element}", f"{port} . {how}", one.left)
+            put(f"{chain(one.hook)}.closing", port, port, one.left)
+        else:
+            near.setdefault((name, port), []).extend((place, one.left) for place in _places((one.value,), host))
+    for (name, port), places in near.items():
+        for element, left in addresses.lasting(places, 4 if name.endswith("4") else 6).items():
+            put(name, f"{port} . {element}", f"{port} . {element}", left)
+    return found
 
 
 def _members(kind: str, listed: Iterable[str], host: Host) -> dict[str, str]:
@@ -202,6 +221,11 @@ def _members(kind: str, listed: Iterable[str], host: Host) -> dict[str, str]:
             single = {word for word in listed if not any(word.startswith(stem) for stem in stems)}
             stems = {stem for stem in stems if not any(stem != other and stem.startswith(other) for other in stems)}
             return {word: f'"{word}"' for word in single | {f"{stem}*" for stem in stems}}
+    return {element: element for element in addresses.elements(_places(listed, host), 4 if kind.endswith("4") else 6)}
+
+
+def _places(listed: Iterable[str], host: Host) -> set[str]:
+    """Look addresses up: what is a name or `@local` as what it stands for."""
     places: set[str] = set()
     for word in listed:
         if word == values.LOCAL:
@@ -210,4 +234,4 @@ def _members(kind: str, listed: Iterable[str], host: Host) -> dict[str, str]:
             places |= host.names.get(word, frozenset())
         else:
             places.add(word)
-    return {element: element for element in addresses.elements(places, 4 if kind.endswith("4") else 6)}
+    return places

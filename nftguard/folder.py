@@ -19,14 +19,14 @@ _EVENT = struct.Struct("=iIII")  # watch, mask, cookie, length of the name that 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def read(path: Path, most: int) -> bytes | None:
-    """Read a regular file, one byte more than `most` at most; None where there is none.
+def read(path: Path, most: int, *, links: bool = False) -> bytes | None:
+    """Read a regular file, one byte more than `most` at most; None where there is none. `links`: also through a link.
 
     Raises OSError where it cannot be read, and ValueError where it is no regular file.
     """
     try:
         # A FIFO would be waited for, and a link could lead to a file that only the reader may read.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if links else os.O_NOFOLLOW))
     except FileNotFoundError:
         return None
     with open(descriptor, "rb") as stream:  # noqa: PTH123

@@ -42,12 +42,19 @@ def losses(
     cut = {
         f"{protocol} {endpoint(address, port)}": by
         for protocol, address, port in sorted(listening)
-        if (by := _stops(before, new, Packet(Hook.INPUT, protocol, address, port)))
+        if (by := _stops(before, new, _arriving(protocol, address, port)))
     }
     found += [f"it would block {what}, on which this host listens: {by}" for what, by in [*cut.items()][:_MOST]]
     if len(cut) > _MOST:
         found.append(f"and {len(cut) - _MOST} more on which this host listens")
     return tuple(found)
+
+
+def _arriving(protocol: Protocol, address: str, port: int) -> Packet:
+    """Give a packet to what listens; only this host itself reaches its loopback addresses."""
+    if address == "::1" or address.startswith("127."):
+        return Packet(Hook.INPUT, protocol, address, port, source=address, inbound="lo")
+    return Packet(Hook.INPUT, protocol, address, port)
 
 
 def _packets(session: Session) -> tuple[Packet, Packet]:

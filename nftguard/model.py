@@ -1,4 +1,4 @@
-"""What a table holds, as frozen values: the same ones whether they were built from a configuration or read back."""
+"""What a table holds, as frozen values: the same whether they were built from a configuration or read back. Pure."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Key(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`drop`, `return`, or a `jump` or `goto` to the chain `target`."""
+    """`accept`, `drop`, `return`, or a `jump` or `goto` to the chain `target`."""
 
     kind: Literal["accept", "drop", "return", "jump", "goto"]
     target: str = ""
@@ -168,6 +168,11 @@ class HasUser:
 
 
 @dataclass(frozen=True, slots=True)
+class Underway:
+    """Match a TCP segment of a connection that is open already, or was: neither a SYN nor the answer to one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """Log the packet: to the NFLOG group, or to the kernel log where `group` is None."""
 
@@ -189,7 +194,7 @@ class Foreign:
     text: str
 
 
-Statement = Verdict | Vmap | Count | Initial | Update | Match | HasUser | Log | Reject | Foreign
+Statement = Verdict | Vmap | Count | Initial | Update | Match | HasUser | Underway | Log | Reject | Foreign
 Rule = tuple[Statement, ...]
 
 

@@ -1,4 +1,4 @@
-"""What this host is connected to: which interfaces lead to the world, which to its own guests, which networks are near.
+"""What this host is connected to: interfaces to the world, interfaces to its own guests, networks that are near. Pure.
 
 Whatever is not known is in none of the sets: a forwarded packet passes only from an uplink to an inner interface, so
 that an empty survey blocks more, never less.
@@ -60,6 +60,9 @@ class Network:
     """All other ports of bridges: containers, virtual machines, tunnels."""
     local: frozenset[str] = frozenset()
     """Networks that this host has an address in, on an interface that is up."""
+    vast: frozenset[str] = frozenset()
+    """Those of them that are no neighbourhood: shorter than /8 (IPv4) or /32 (IPv6). A netmask comes from a DHCP or VPN
+    server as well, and `@local` must not become half of the world by its word."""
 
 
 def survey(links: Iterable[Link], addresses: Iterable[Address], defaults: Iterable[Default]) -> Network:
@@ -80,12 +83,15 @@ def survey(links: Iterable[Link], addresses: Iterable[Address], defaults: Iterab
     bridges = {link.index for link in known.values() if link.kind == "bridge"}
     ports = {link.index: link.name for link in usable if link.master in bridges}
     hardware = _hardware(known)
+    near = {found.network for found in addresses if found.index in known and known[found.index].up}
+    vast = {network for network in near if int(network.partition("/")[2] or 128) < (32 if ":" in network else 8)}
     return Network(
         uplinks=frozenset(link.name for link in plain if link.index in world),
         inner=frozenset(link.name for link in plain if link.index not in large and not link.master),
         outer_ports=frozenset(name for index, name in ports.items() if index in hardware),
         inner_ports=frozenset(name for index, name in ports.items() if index not in hardware),
-        local=frozenset(found.network for found in addresses if found.index in known and known[found.index].up),
+        local=frozenset(near - vast),
+        vast=frozenset(vast),
     )
 
 

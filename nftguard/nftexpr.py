@@ -21,6 +21,7 @@ from nftguard.model import (
     Reject,
     Rule,
     Statement,
+    Underway,
     Update,
     Verdict,
     Vmap,
@@ -117,7 +118,7 @@ def _reference(name: str) -> str:
     return name[1:]
 
 
-def _match(match: Json) -> Initial | Match | HasUser:
+def _match(match: Json) -> Initial | Match | HasUser | Underway:
     # {"match": {"op": "==", "left": {"&": [{"payload": {"protocol": "tcp", "field": "flags"}},
     #                                       ["fin", "syn", "rst", "ack"]]}, "right": "syn"}}
     # {"match": {"op": "==", "left": {"sctp chunk": {"name": "init"}}, "right": true}}
@@ -132,6 +133,11 @@ def _match(match: Json) -> Initial | Match | HasUser:
     if op not in {"==", "!="}:
         raise ValueError(op)
     match left:
+        case {"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, mask]} if (
+            _flags(mask) == ["syn"] and op == "!="
+        ):
+            if right == "syn":
+                return Underway()
         case {"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, mask]} if (
             sorted(_flags(mask)) == ["ack", "fin", "rst", "syn"] and right == "syn"
         ):

@@ -24,6 +24,7 @@ from nftguard.model import (
     Reject,
     Set,
     Statement,
+    Underway,
     Update,
     Verdict,
     Vmap,
@@ -169,6 +170,8 @@ def _statement(statement: Statement) -> str:
             return f"{' . '.join(_LOOKED_UP[key] for key in keys)} @{name}".format(level=level)
         case HasUser():
             return "meta skuid >= 0"
+        case Underway():
+            return "tcp flags & syn != syn"
         case Log(prefix, None):
             return f'log prefix "{prefix}" level info flags skuid'
         case Log(prefix, group):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from nftguard.bucket import Bucket
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -25,6 +27,7 @@ class Cause(StrEnum):
 
 SETTLE = 0.2  # seconds that a network change waits for those that come with it
 NETWORK_EVERY = 2.0  # seconds between two runs that network changes ask for
+HOST_EVERY, HOST_BURST = 0.05, 20  # seconds between runs that units, accounts and names ask for, beyond so many
 RETRY_FIRST, RETRY_MOST = 1.0, 60.0  # seconds after a failed run, doubling
 FIGHT_AFTER = 20  # repairs at once; from then on another program is fighting us
 FIGHT_FIRST, FIGHT_MOST = 0.1, 1.0  # seconds between repairs in a fight, doubling
@@ -40,6 +43,7 @@ class Pace:
         self._causes: set[Cause] = set()
         self._due = clock() + resync
         self._last_network = float("-inf")
+        self._host = Bucket(rate=1 / HOST_EVERY, burst=HOST_BURST)
         self._last_repair = float("-inf")
         self._failures = 0
         self.repairs = 0
@@ -51,6 +55,8 @@ class Pace:
         self._causes.add(cause)
         if cause is Cause.NETWORK:
             at = max(now + SETTLE, self._last_network + NETWORK_EVERY)
+        elif cause is Cause.HOST and self._host.left(now) < 1:
+            at = now + HOST_EVERY
         elif cause is Cause.RULESET:
             at = max(now, self._last_repair + self._fight_interval())
         else:
@@ -68,6 +74,8 @@ class Pace:
         self._causes.clear()
         if Cause.NETWORK in causes:
             self._last_network = now
+        if Cause.HOST in causes and self._host.left(now) > 0:
+            self._host.spend(1)
         if now - self._last_repair > CALM:
             self.repairs = 0
         self._due = now + self.resync

@@ -127,6 +127,10 @@ class Surroundings:
             found.append(f"units are allowed, but nothing passes for them: {why}")
         if self._problem:
             found.append(self._problem)
+        if self._network and any(values.LOCAL in (*block.allow.to, *block.allow.from_) for block in config.block):
+            found += [
+                f"@local leaves {network} out, which is no neighbourhood" for network in sorted(self._network.vast)
+            ]
         if self._names is not None:
             found += self._names.problems()
         else:

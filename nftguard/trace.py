@@ -25,6 +25,7 @@ from nftguard.model import (
     Reject,
     Rule,
     Set,
+    Underway,
     Table,
     Update,
     Verdict,
@@ -163,6 +164,9 @@ class _Walk:
                         return None
                 case HasUser():
                     if not has_user(self.packet):
+                        return None
+                case Underway():
+                    if self.packet.protocol is not Protocol.TCP or self.packet.opens:
                         return None
                 case Count(protocol, name):
                     if not isinstance(counter := self._element(protocol, name), str):

@@ -81,11 +81,19 @@ allowances = st.lists(
         st.sampled_from(Protocol),
         st.sampled_from([25, 465, 587]),
         st.sampled_from(
-            [("ports", ""), ("users", "postfix"), ("groups", "mail"), ("to4", "10.0.0.0/8"), ("from6", "2001:db8::/32")]
+            [
+                ("ports", ""),
+                ("users", "postfix"),
+                ("groups", "mail"),
+                ("to4", "10.0.0.0/8"),
+                ("to4", "10.1.0.0/16"),
+                ("to4", "mx.example"),
+                ("from6", "2001:db8::/32"),
+            ]
         ),
         st.integers(600, 3600),
     ).filter(lambda given: given.hook is Hook.OUTPUT or given.kind not in {"users", "groups"}),
-    max_size=4,
+    max_size=6,
 ).map(tuple)
 
 

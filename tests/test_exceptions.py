@@ -299,3 +299,25 @@ class TestBridge:
         assert bridged.packets()["mail.bridge.tcp.25"] >= 1
         bridged.guard(block('to = ["10.0.9.12", "fd00:9::12"]', '["bridge"]'), Host(network=ends))
         assert tries() == dict.fromkeys(stopped, 0)
+
+
+def test_an_answer_that_the_kernel_gives_for_itself_lets_nobody_in(hosts: Hosts) -> None:
+    """With a SYN cookie, which has no socket, a connection to port 25 would be opened from the far end.
+
+    Whoever listens here, and has a friend there who connects from that port, could then send as nobody.
+    """
+    hosts.guarded.run("sysctl", "-qw", "net.ipv4.tcp_syncookies=2")  # always, as under a flood
+    try:
+        hosts.guard(block(f"users = [{USER}]"))
+        with (
+            listening(hosts.guarded, socket.AF_INET, (4444,)),
+            hosts.outer.entered(),
+            socket.socket() as friend,
+        ):
+            friend.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            friend.bind(("10.0.2.2", 25))
+            friend.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                friend.connect(("10.0.2.1", 4444))
+    finally:
+        hosts.guarded.run("sysctl", "-qw", "net.ipv4.tcp_syncookies=1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nftguard import footing, logins
+from nftguard import alone, footing, logins
 from nftguard.footing import Session
 from nftguard.model import Protocol
 from nftguard.wire import sockdiag
@@ -21,6 +22,7 @@ from tests.hosts import FAMILIES, Hosts, address, listening
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from nftguard.kernel import Nftables
     from tests.netns import Namespace
 
 SSH = Session("203.0.113.9", 40022, "198.51.100.1", 22)
@@ -59,6 +61,15 @@ def test_what_is_blocked_already_is_no_news() -> None:
     wanted = table_of(block('hooks = ["input"]'))
     assert footing.losses(None, wanted, [], [(Protocol.TCP, "0.0.0.0", 22)])  # noqa: S104
     assert footing.losses(wanted, wanted, [SSH], [(Protocol.TCP, "0.0.0.0", 22)]) == ()  # noqa: S104
+
+
+@pytest.mark.parametrize("allow", ['interfaces = ["lo"]', 'from = ["127.0.0.0/8", "::1"]'])
+def test_what_listens_for_this_host_alone_is_not_cut_off_where_loopback_is_allowed(allow: str) -> None:
+    wanted = table_of(block(f'hooks = ["input"]\nallow = {{ {allow} }}', "[25]"))
+    inside = {(Protocol.TCP, "127.0.0.1", 25), (Protocol.TCP, "::1", 25)}
+    assert footing.losses(OUTPUT, wanted, [], inside) == ()
+    assert len(footing.losses(OUTPUT, wanted, [], inside | {(Protocol.TCP, "::", 25)})) == 1
+    assert len(footing.losses(OUTPUT, table_of(block('hooks = ["input"]', "[25]")), [], inside)) == 2
 
 
 def test_what_listens_is_named_up_to_a_few() -> None:
@@ -141,3 +152,22 @@ def test_without_a_daemon_it_is_the_same(netns: Namespace, config_file: Path, fo
         assert cli(netns, config_file, "apply", "--force").returncode == 0
         assert "in.input.tcp.22" in netns.nft("list ruleset")
     assert folders
+
+
+def test_a_session_is_guarded_also_where_sockets_are_not_listed(
+    kernel: Nftables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a kernel without inet_diag."""
+
+    def refuse() -> None:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    monkeypatch.setattr(sockdiag, "listening", refuse)
+    monkeypatch.setattr(logins, "sessions", lambda: [SSH])
+    (found,) = alone.losses(table_of(block('hooks = ["input"]')), kernel)
+    assert "it would cut the SSH session from 203.0.113.9:40022 to port 22" in found
+
+
+def test_a_refused_configuration_is_left_to_whoever_tells_why(kernel: Nftables, config_file: Path) -> None:
+    config_file.write_text(block("nonsense = 1"))
+    alone.guard(config_file, kernel)

@@ -132,3 +132,12 @@ def test_no_interface_is_on_both_sides(links: list[Link], defaults: list[Default
         fewer = survey([x for x in links if x is not missing], [], defaults)
         assert fewer.uplinks <= found.uplinks
         assert fewer.inner <= found.inner
+
+
+def test_a_network_that_is_half_of_the_world_is_no_neighbourhood() -> None:
+    """A netmask comes from a DHCP server, too."""
+    links = [Link(2, "eth0", "", 0, True)]
+    networks = ["128.0.0.0/1", "10.0.0.0/8", "2000::/3", "2001:db8::/32", "203.0.113.9/32"]
+    found = survey(links, [Address(2, network) for network in networks], [])
+    assert found.local == {"10.0.0.0/8", "2001:db8::/32", "203.0.113.9/32"}
+    assert found.vast == {"128.0.0.0/1", "2000::/3"}

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from nftguard.pace import CALM, FIGHT_AFTER, FIGHT_MOST, NETWORK_EVERY, RETRY_MOST, SETTLE, Cause, Pace
+from nftguard.pace import (
+    CALM,
+    FIGHT_AFTER,
+    FIGHT_MOST,
+    HOST_BURST,
+    HOST_EVERY,
+    NETWORK_EVERY,
+    RETRY_MOST,
+    SETTLE,
+    Cause,
+    Pace,
+)
 
 
 class Clock:
@@ -111,3 +122,27 @@ def test_when_it_was_calm_repairs_are_at_once_again(pace: Pace, clock: Clock) ->
 def test_a_few_repairs_are_no_fight(pace: Pace, clock: Clock) -> None:
     assert fight(pace, clock, FIGHT_AFTER) == [0] * FIGHT_AFTER
     assert not pace.fighting
+
+
+def test_a_unit_that_restarts_without_end_asks_for_so_many_runs_and_no_more(pace: Pace, clock: Clock) -> None:
+    runs = 0
+    for _ in range(10_000):  # ten seconds of them
+        clock.now += 0.001
+        pace.wake(Cause.HOST)
+        if pace.wait() == 0:
+            pace.take()
+            runs += 1
+    assert runs <= HOST_BURST + 10 / HOST_EVERY + 1
+    clock.now += 10
+    pace.wake(Cause.HOST)
+    assert pace.wait() == 0, "when it was calm it is at once again"
+
+
+def test_units_never_delay_a_repair(pace: Pace) -> None:
+    for _ in range(2 * HOST_BURST):
+        pace.wake(Cause.HOST)
+        pace.take()
+    pace.wake(Cause.HOST)
+    assert pace.wait() == pytest.approx(HOST_EVERY)
+    pace.wake(Cause.RULESET)
+    assert pace.wait() == 0

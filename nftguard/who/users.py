@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nftguard import folder
 from nftguard.names import clean
 
 _MOST = 4 << 20  # bytes
+_LAST = (1 << 32) - 2  # ids have 32 bits, and the last one means "no change" to chown(2)
 
 
 class Users:
@@ -37,10 +39,9 @@ class Users:
             status = self._path.stat()
             seen = (status.st_ino, status.st_size, status.st_mtime_ns)
             if seen != self._seen:
-                with self._path.open("rb") as file:
-                    self._names, self._ids = parse(file.read(_MOST))
+                self._names, self._ids = parse(folder.read(self._path, _MOST, links=True) or b"")
                 self._seen = seen
-        except OSError:  # replaced at this moment, or unreadable: what was known holds
+        except (OSError, ValueError):  # replaced at this moment, or unreadable: what was known holds
             pass
 
 
@@ -48,9 +49,11 @@ def parse(data: bytes) -> tuple[dict[int, str], dict[str, int]]:
     """Read passwd(5) or group(5) both ways: of two lines the first counts, as it does for getpwuid(3)."""
     names: dict[int, str] = {}
     ids: dict[str, int] = {}
+    if len(data) > _MOST:
+        data = data[: data.rfind(b"\n", 0, _MOST) + 1]  # a line that is cut would name somebody else
     for line in data.split(b"\n"):
         fields = line.split(b":")
-        if len(fields) >= 3 and fields[0] and fields[2].isdigit() and len(fields[2]) <= 10:
+        if len(fields) >= 4 and fields[0] and fields[2].isdigit() and len(fields[2]) <= 10 and int(fields[2]) <= _LAST:
             name = clean(fields[0])
             names.setdefault(int(fields[2]), name)
             ids.setdefault(name, int(fields[2]))
