@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import random
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -17,6 +14,7 @@ from bench.figure import Figure, Goal, progress
 from bench.guard import ORIGIN, ports
 from bench.namespace import Namespace
 from bench.traffic import ACK, Sender
+from bench.turns import Timer, in_turns
 from nftguard import config, nftscript, policy
 from nftguard.host import Host
 from nftguard.kernel import Nftables
@@ -42,8 +40,6 @@ _CLOSED = 20001  # the first port of the first block
 
 _STEPS = {"from nothing": None, "after a change": None, "nothing changed": Goal(50, "value"), "one user more": None}
 """Passes that follow each other: only the second one reads the whole table."""
-
-Timer = Callable[[], float]
 
 
 def measure() -> list[Figure]:
@@ -119,7 +115,7 @@ def _packets(namespaces: dict[str, Namespace], tables: dict[str, Table]) -> dict
             _load(namespace, tables[name])
         with namespace.entered():
             timers[name] = Sender([20002 + 1000 * (at % 16) for at in range(_BATCH)], ACK).timed
-    return _in_turns(timers)
+    return in_turns("exceptions", timers, ROUNDS)
 
 
 def _drops(namespaces: dict[str, Namespace], tables: dict[str, Table]) -> dict[str, list[float]]:
@@ -130,7 +126,7 @@ def _drops(namespaces: dict[str, Namespace], tables: dict[str, Table]) -> dict[s
         _load(namespace, tables[name])
         with namespace.entered():
             timers[name] = _refused(Sender([_CLOSED], ACK))
-    return _in_turns(timers)
+    return in_turns("exceptions", timers, ROUNDS)
 
 
 def _refused(sender: Sender) -> Timer:
@@ -143,24 +139,6 @@ def _refused(sender: Sender) -> Timer:
         return took / _BATCH
 
     return timed
-
-
-def _in_turns(timers: dict[str, Timer]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {name: [] for name in timers}
-    order = list(timers)
-    shuffle = random.Random(1).shuffle  # noqa: S311 - so that no layout always follows the same other
-    cpus = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(cpus)})
-    try:
-        for done in range(ROUNDS):
-            if done % 500 == 0:
-                progress(f"exceptions: {done} of {ROUNDS}")
-            shuffle(order)
-            for name in order:
-                found[name].append(timers[name]())
-    finally:
-        os.sched_setaffinity(0, cpus)
-    return found
 
 
 def _passes(namespaces: dict[str, Namespace], tables: dict[str, Table]) -> dict[str, list[float]]:

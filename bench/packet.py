@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import random
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -11,6 +9,7 @@ from bench.figure import Figure, Goal, progress
 from bench.guard import Guard, ports
 from bench.namespace import Namespace
 from bench.traffic import ACK, Sender
+from bench.turns import in_turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,21 +75,7 @@ def _rounds() -> dict[str, list[float]]:
                 continue
             with namespace.entered():
                 senders[name] = Sender(unlisted[: _SHORT if name.endswith("legacy, 1,000") else None], ACK)
-    found: dict[str, list[float]] = {name: [] for name in senders}
-    order = list(senders)
-    shuffle = random.Random(1).shuffle  # noqa: S311 - so that no layout always follows the same other
-    cpus = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(cpus)})
-    try:
-        for done in range(ROUNDS):
-            if done % 500 == 0:
-                progress(f"packet: {done} of {ROUNDS}")
-            shuffle(order)
-            for name in order:
-                found[name].append(senders[name].timed())
-    finally:
-        os.sched_setaffinity(0, cpus)
-    return found
+    return in_turns("packet", {name: sender.timed for name, sender in senders.items()}, ROUNDS)
 
 
 def _nftguard(count: int) -> Callable[[Namespace], None]:

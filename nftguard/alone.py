@@ -1,11 +1,12 @@
-"""What verbs do by themselves: look a configuration up on this host, and put it in force where no daemon runs."""
+"""What verbs do by themselves: tell what a change would cut off, and put it in force where no daemon runs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nftguard import allowances, config, footing, lastgood, logins, policy, state, status, surroundings
+from nftguard import footing, lastgood, logins, state, status
+from nftguard.desired import look, wanted
 from nftguard.errors import ConfigError, NftguardError
 from nftguard.kernel import Nftables
 from nftguard.network import Network
@@ -15,36 +16,34 @@ from nftguard.wire import sockdiag
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nftguard.model import Features, Table
+    from nftguard.model import Table
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """The table that a configuration asks for on this host, and which of its names stand for nothing here."""
+def losses(table: Table, kernel: Nftables) -> tuple[str, ...]:
+    """Name what the table would cut off of whoever asks. Raises KernelError, NotPermittedError.
 
-    table: Table
-    problems: tuple[str, ...]
-
-
-def wanted(path: Path, features: Features) -> Wanted:
-    """Build the table of the configuration as its files are now. Raises ConfigError."""
-    found = config.load(path)
-    allowed = allowances.current()
-    host, problems = surroundings.once(found, allowed)
-    return Wanted(policy.build(found, features, host, allowed), problems)
-
-
-def losses(path: Path, kernel: Nftables) -> tuple[str, ...]:
-    """Name what the configuration would cut off of whoever asks. Raises KernelError, NotPermittedError.
-
-    Nothing where the configuration is refused: that is told elsewhere.
+    Where the kernel does not list sockets, as without its module inet_diag, the session is guarded all the same.
     """
     try:
-        table = wanted(path, kernel.features).table
         listening = sockdiag.listening()
-    except (ConfigError, OSError):
-        return ()
+    except OSError:
+        listening = set()
     return footing.losses(kernel.snapshot(), table, logins.sessions(), listening)
+
+
+def guard(path: Path, kernel: Nftables) -> None:
+    """Refuse a configuration that would cut off whoever asks.
+
+    Not one that is refused anyhow: whoever is to put it in force tells why. Raises FootingError, KernelError,
+    NotPermittedError.
+    """
+    features = kernel.features  # first of all, since without privilege nothing else is of interest
+    try:
+        table = wanted(path).table(features)
+    except ConfigError:
+        return
+    if found := losses(table, kernel):
+        raise FootingError(found)
 
 
 def apply(path: Path) -> tuple[str, tuple[str, ...]]:
@@ -55,14 +54,14 @@ def apply(path: Path) -> tuple[str, tuple[str, ...]]:
     with state.lock():
         kept = lastgood.load()
         good, kernel = lastgood.read(path, kept.counters if kept else {}), Nftables()
-        allowed = allowances.current()
-        host, problems = surroundings.once(good.config, allowed)
-        desired = good.table(kernel.features, host, allowed)
+        found = look(good.config)
+        problems = found.problems
+        desired = good.table(kernel.features, found.host, found.allowances)
         outcome = reconcile(kernel, desired)
         if outcome.live:
             good = replace(good, counters=outcome.live.counters)
         try:
-            lastgood.save(good, kernel.features, replace(host, network=Network()))
+            lastgood.save(good, kernel.features, replace(found.host, network=Network()))
         except OSError as error:
             problems += (f"not kept for the next start: {error.strerror}: {error.filename}",)
     return f"{status.summary(desired)} ({status.told_changes(len(outcome.plan))})", problems
@@ -75,5 +74,6 @@ class FootingError(NftguardError):
         lines = "\n".join(f"  - {loss}" for loss in found)
         super().__init__(
             f"not applied, because of what it would cut off:\n{lines}\n"
-            "`nftguard apply --force` does it all the same; `nftguard try` does it for a minute, and asks"
+            "`nftguard apply --force` does it all the same; `nftguard try` does it for a minute, and asks.\n"
+            "A restart or a reboot would do it, too: edit the file"
         )

@@ -28,7 +28,7 @@ read -r first 2>/dev/null <"$last" || first=
 if [ $loaded = yes ] && [ "$first" = "# nftguard ${mark%% *}" ]; then
     exit 0
 fi
-# As lastgood.py takes it: of the files alone.
+# As bootscript.py takes it with nothing besides: of the files alone.
 read -r first 2>/dev/null <"$tried" || first=
 mark=$(b2sum -l 128 -- "$config" "${config%.toml}.d"/*.toml 2>/dev/null | b2sum -l 128)
 if [ $loaded = yes ] && [ "$first" = "${mark%% *}" ]; then

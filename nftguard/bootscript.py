@@ -37,15 +37,18 @@ def state_dir() -> str:
     return os.environ.get("STATE_DIRECTORY") or "/var/lib/nftguard"
 
 
-def fingerprint(config: str) -> str:
-    """Hash what decides what the table looks like: as `b2sum -l 128 FILE… | b2sum -l 128` does."""
+def fingerprint(config: str, besides: tuple[str, ...] = ("/etc/services", _VERSION)) -> str:
+    """Hash what decides what the table looks like: as `b2sum -l 128 FILE… | b2sum -l 128` does.
+
+    With nothing besides it is that of the configuration's files alone, which an upgrade of the program leaves as it is.
+    """
     drop_ins = os.path.splitext(config)[0] + ".d"  # noqa: PTH122
     try:
         names = sorted(name for name in os.listdir(drop_ins) if name.endswith(".toml") and name[0] != ".")  # noqa: PTH208
     except OSError:
         names = []
     listing = blake2b(digest_size=16)
-    for path in [config, *(os.path.join(drop_ins, name) for name in names), "/etc/services", _VERSION]:  # noqa: PTH118
+    for path in [config, *(os.path.join(drop_ins, name) for name in names), *besides]:  # noqa: PTH118
         try:
             # A FIFO would be waited for.
             with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:

@@ -1,4 +1,4 @@
-"""Token buckets: how much may be done in a time, with a burst. Pure; times are seconds on any one clock."""
+"""Token buckets: how much may be done in a time, with a burst; times are seconds on any one clock. Pure."""
 
 from __future__ import annotations
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nftguard import bootscript, hostinfo, notify, policy, state, status
+from nftguard import bootscript, hostinfo, notify, policy, reach, state, status
 from nftguard.errors import ConfigError, NftguardError
 from nftguard.journal import log, log_problems
-from nftguard.model import Counter, Hook, Table
+from nftguard.model import Counter, Table
 from nftguard.names import shown
 from nftguard.pace import FIGHT_AFTER, FIGHT_MOST
 from nftguard.status import Standing, State
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nftguard.wire.watch import Change
 
 TELL_EVERY = 1.0  # seconds between two words about attempts
+FOLLOW_EVERY = 1.0  # seconds between two words about exceptions that follow this host
 FRESH = 60.0  # seconds beyond the resync interval after which status.json no longer counts
 _NAMED = 10  # differences that a record names
 
@@ -53,6 +54,9 @@ class Bulletin:
         self._last = ""
         self._last_at = 0.0
         self._told = ""
+        self._left_out = ""
+        self._follow_at = 0.0  # seconds on the monotonic clock, before which it is not told again
+        self._followed = 0
         self._tell_every = TELL_EVERY
         self._warned: tuple[str, ...] = ()
         self._repairs = 0
@@ -61,10 +65,13 @@ class Bulletin:
         self._started = time.time()
         self._complained: set[Path] = set()
 
-    def passed(self, outcome: Outcome, desired: Table) -> None:
-        """Take over what a pass made sure of, and the counters that it saw."""
+    def passed(self, outcome: Outcome, desired: Table, left_out: str = "") -> None:
+        """Take over what a pass made sure of, what it had to leave out, and the counters that it saw."""
         self.desired = desired
-        self.standing = Standing(State.DEGRADED if self.refused else State.PROTECTED, self.refused)
+        if left_out and left_out != self._left_out:
+            log().error("left_out", reason=left_out)
+        self._left_out = left_out
+        self._stand()
         live = outcome.live.counters if outcome.live else {}
         self._gone |= {
             name: at for name, at in live.items() if name not in desired.counters and policy.counter_key(name)
@@ -83,7 +90,11 @@ class Bulletin:
     def renewed(self) -> None:
         """Take over that a new configuration is in force."""
         self.refused, self.suspended = (), ""
-        self.standing = Standing(State.PROTECTED)
+        self._stand()
+
+    def _stand(self) -> None:
+        reasons = (*self.refused, self._left_out) if self._left_out else self.refused
+        self.standing = Standing(State.DEGRADED if reasons else State.PROTECTED, reasons)
 
     def refuse(self, error: NftguardError) -> None:
         """Record that a new configuration was refused, each problem once."""
@@ -121,8 +132,13 @@ class Bulletin:
 
     def followed(self, outcome: Outcome, cause: str) -> None:
         """Record that exceptions were brought up to date with this host."""
+        self._followed += 1
+        if (now := time.monotonic()) < self._follow_at:
+            return  # a unit that restarts without end is no news each time
+        times = f", {self._followed} times since this was last told" if self._followed > 1 else ""
+        self._follow_at, self._followed = now + FOLLOW_EVERY, 0
         found = outcome.plan.found
-        log().info("followed", found=_named(found), differences=len(found), cause=cause)
+        log().info("followed", found=_named(found), differences=len(found), cause=cause + times)
 
     def fought(self, repairs: int, change: Change | None) -> None:
         """Record that a program keeps changing the table: at first, and again after 10, 100, 1,000 more repairs."""
@@ -132,7 +148,7 @@ class Bulletin:
 
     def warn(self, problems: tuple[str, ...] = ()) -> None:
         """Look for what the table cannot reach on this host, and record it, with these problems, when it is news."""
-        beyond = warnings(self.desired)
+        beyond = tuple(reach.open_ways(self.desired))
         for warning in (found for found in beyond if found not in self._warned):
             log().warning("forward_open", warning=warning)
         for warning in (found for found in problems if found not in self._warned):
@@ -247,11 +263,3 @@ def blame(change: Change | None) -> str:
         return "nobody known"
     unit = hostinfo.unit_of(change.pid, change.command)
     return f"{shown(change.command)} (process {change.pid}{f' of {unit}' if unit else ''})"
-
-
-def warnings(table: Table) -> tuple[str, ...]:
-    """Name what the table cannot reach on this host, although somebody may think that it does."""
-    ways = hostinfo.forwarding()
-    if not ways or Hook.FORWARD in table.chains:
-        return ()
-    return (f"this host forwards ({', '.join(ways)}) and nothing forwarded is blocked: give a block the hook forward",)

@@ -13,15 +13,13 @@ import errno
 import ipaddress
 import socket
 import struct
-import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from nftguard.model import Hook, Protocol
-from nftguard.wire import netlink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,9 +42,6 @@ _SOURCE_PORT = 9  # discard: nobody waits for an answer there
 _TEXT = b"nftguard verify"  # for whoever finds one in a trace
 _TRIES = 8
 
-_GETROUTE, _ROUTE_TO, _ROUTE_LINK, _ROUTE_FROM = 26, 1, 4, 7  # linux/include/uapi/linux/rtnetlink.h
-_ROUTE = struct.Struct("=BB10x")  # struct rtmsg: family, length of the destination in bits, 8 that need not be set
-
 _libc = ctypes.CDLL(None)
 
 
@@ -59,27 +54,6 @@ def is_canary(attempt: Attempt) -> bool:
 def _documented(address: str) -> bool:
     found = ipaddress.ip_address(address)
     return any(found in network for network in _NETWORKS)
-
-
-class Route(NamedTuple):
-    """The way that a packet would take: the interface that it leaves by, and its source; empty where not known."""
-
-    interface: str
-    source: str
-
-
-def route(destination: str) -> Route | None:
-    """Ask the kernel for the way to an address; None where there is none."""
-    address = ipaddress.ip_address(destination)
-    body = _ROUTE.pack(_family(destination), address.max_prefixlen) + netlink.attribute(_ROUTE_TO, address.packed)
-    try:
-        with netlink.open_socket(netlink.NETLINK_ROUTE, 1 << 16) as sock:
-            found = dict(netlink.attributes(next(netlink.ask(sock, _GETROUTE, body)).body, _ROUTE.size))
-        name = socket.if_indextoname(int.from_bytes(found[_ROUTE_LINK], sys.byteorder))
-    except (OSError, LookupError, StopIteration):
-        return None
-    source = found.get(_ROUTE_FROM, b"")
-    return Route(name, str(ipaddress.ip_address(source)) if len(source) == len(address.packed) else "")
 
 
 def _family(address: str) -> socket.AddressFamily:

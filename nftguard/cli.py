@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -31,7 +30,6 @@ from nftguard.errors import (
 if TYPE_CHECKING:
     from nftguard.control import Answer
     from nftguard.kernel import Nftables
-    from nftguard.model import Features, Table
 
 
 class _Verbs(click.Group):
@@ -93,18 +91,21 @@ def check(ctx: click.Context) -> None:
     kernel is not asked.
     """
     from nftguard import alone
+    from nftguard.desired import wanted
     from nftguard.model import PLAIN
     from nftguard.status import summary
 
-    desired = _desired(ctx, PLAIN)
+    found = wanted(ctx.meta["config"])
+    _complain(found.problems)
     try:
         kernel = _kernel()
-        kernel.check(alone.wanted(ctx.meta["config"], kernel.features).table)
-        _complain(alone.losses(ctx.meta["config"], kernel))
+        table = found.table(kernel.features)
+        kernel.check(table)
+        _complain(alone.losses(table, kernel))
     except NotPermittedError:
-        click.echo(f"valid: {summary(desired)}; the kernel was not asked (run as root for that)")
+        click.echo(f"valid: {summary(found.table(PLAIN))}; the kernel was not asked (run as root for that)")
         return
-    click.echo(f"valid, and the kernel would take it: {summary(desired)}")
+    click.echo(f"valid, and the kernel would take it: {summary(table)}")
 
 
 @cli.command(short_help="What would apply change?")
@@ -115,15 +116,18 @@ def plan(ctx: click.Context, exit_code: bool) -> None:
 
     The script is one transaction: the kernel takes all of it or nothing. Nothing is printed when nothing would change.
     """
+    from nftguard.desired import wanted
     from nftguard.nftscript import script
     from nftguard.plan import diff
 
     kernel = _kernel()
-    found = diff(kernel.snapshot(), _desired(ctx, kernel.features))
-    for difference in found.found:
+    live, found = kernel.snapshot(), wanted(ctx.meta["config"])
+    _complain(found.problems)
+    changes = diff(live, found.table(kernel.features))
+    for difference in changes.found:
         click.echo(f"# {difference}")
-    click.echo(script(found), nl=False)
-    if exit_code and found:
+    click.echo(script(changes), nl=False)
+    if exit_code and changes:
         sys.exit(1)
 
 
@@ -137,11 +141,11 @@ def apply(ctx: click.Context, force: bool) -> None:
     touched, and keeps its counters. What would cut off your own SSH session, or block incoming connections to a port
     on which this host listens, is named and not done.
     """
-    from nftguard import alone
+    from nftguard import alone, control
 
-    if not force and (found := alone.losses(ctx.meta["config"], _kernel())):
-        raise alone.FootingError(found)
-    if answer := _ask(ctx, "apply"):
+    if not force:
+        alone.guard(ctx.meta["config"], _kernel())
+    if answer := control.ask("apply", ctx.meta["config"]):
         _print(answer)
     done, problems = alone.apply(ctx.meta["config"])
     _complain(problems)
@@ -156,8 +160,13 @@ def pause(ctx: click.Context, duration: str) -> None:
 
     `nftguard apply` or a restart ends the pause at once.
     """
-    seconds = _seconds(duration)
-    if answer := _ask(ctx, "pause", seconds):
+    from nftguard import control, values
+
+    try:
+        seconds = values.duration(duration)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--for") from None
+    if answer := control.ask("pause", ctx.meta["config"], seconds=seconds):
         _print(answer)
     raise UnavailableError("no daemon is running that could end the pause; `nftguard remove` lifts the rules for good")
 
@@ -170,9 +179,10 @@ def remove(ctx: click.Context) -> None:
     No error if there is none. A running daemon is told, and waits for `nftguard apply` or a restart before it blocks
     anything again.
     """
-    if answer := _ask(ctx, "remove"):
+    from nftguard import control, plan, state
+
+    if answer := control.ask("remove", ctx.meta["config"]):
         _print(answer)
-    from nftguard import plan, state
 
     with state.lock():
         kernel = _kernel()
@@ -201,7 +211,8 @@ def status(ctx: click.Context, as_json: bool) -> None:
     from nftguard.status import render
 
     try:
-        found, code = standing.from_kernel(ctx.meta["config"])
+        seen = standing.from_kernel(ctx.meta["config"], _kernel())
+        found, code = seen.document, seen.exit_code
     except NotPermittedError:
         found, code = standing.last_word()
     import shutil
@@ -255,36 +266,9 @@ def _kernel() -> Nftables:
     return Nftables()
 
 
-def _desired(ctx: click.Context, features: Features) -> Table:
-    from nftguard import alone
-
-    found = alone.wanted(ctx.meta["config"], features)
-    _complain(found.problems)
-    return found.table
-
-
 def _complain(problems: tuple[str, ...]) -> None:
     for problem in problems:
         click.echo(f"nftguard: {problem}", err=True)
-
-
-def _seconds(text: str) -> int:
-    found = re.fullmatch(r"([1-9]\d{0,4})\s*(s|m|min|h)", text)
-    seconds = int(found[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[found[2]] if found else 0
-    if not 1 <= seconds <= 86400:
-        raise click.BadParameter(f"{text!r} is not a time up to 24h, like 30s, 10m or 2h", param_hint="--for")
-    return seconds
-
-
-def _ask(ctx: click.Context, verb: str, seconds: int = 0) -> Answer | None:
-    from nftguard import control, state
-
-    request = control.Request(verb, str(ctx.meta["config"].absolute()), state.namespace(), seconds)
-    return control.ask(_control(), request)
-
-
-def _control() -> Path:
-    return Path(bootscript.run_dir()) / "control"
 
 
 def _print(answer: Answer) -> NoReturn:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -15,8 +14,16 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 # As in `model`, which a verb that needs none of it does not import.
-_HOOKS = ("output", "forward", "input", "bridge")
-_PROTOCOLS = ("tcp", "udp", "sctp", "dccp")
+HOOKS = ("output", "forward", "input", "bridge")
+PROTOCOLS = ("tcp", "udp", "sctp", "dccp")
+
+_WITHOUT = {
+    "allow": "no daemon is running that could allow it; start it (systemctl start nftguard), or change `allow` of the "
+    "block in the configuration and run `nftguard apply`",
+    "deny": "no daemon is running that could take it back; start it (systemctl start nftguard). Until then it ends by "
+    "itself: see `nftguard status`",
+}
+"""What to do where there is no daemon, by the verb."""
 
 
 def _who(verb: _F) -> _F:
@@ -36,11 +43,11 @@ def _who(verb: _F) -> _F:
 
 
 @click.command(short_help="Let somebody through for a while.")
-@click.argument("ports", metavar="PORTS", nargs=-1, required=True)
+@click.argument("ports", metavar="PORTS...", nargs=-1, required=True)
 @click.option("--for", "duration", metavar="TIME", required=True, help="How long: 30s, 30m, 2h, up to 7d.")
 @_who
-@click.option("--protocol", type=click.Choice(_PROTOCOLS), default="tcp", show_default=True)
-@click.option("--hook", type=click.Choice(_HOOKS), default="output", show_default=True, help="Where it is blocked.")
+@click.option("--protocol", type=click.Choice(PROTOCOLS), default="tcp", show_default=True)
+@click.option("--hook", type=click.Choice(HOOKS), default="output", show_default=True, help="Where it is blocked.")
 @click.option("--persist", is_flag=True, help="Also after a reboot, as long as time is left.")
 @click.pass_context
 def allow(ctx: click.Context, /, duration: str, hook: str, protocol: str, persist: bool, **words: Any) -> None:
@@ -55,24 +62,25 @@ def allow(ctx: click.Context, /, duration: str, hook: str, protocol: str, persis
 
     It ends by itself, also without the daemon, and with a reboot. `nftguard status` lists what is allowed, `nftguard
     deny` takes it back. What is meant to last belongs into the configuration, as `allow` of the block.
-    """  # noqa: D301 - \b is click's
-    from nftguard import grants
+    """
+    from nftguard import values
+    from nftguard.allowed import grant
 
     arguments = _arguments(hook, protocol, words)
     try:
-        arguments |= {"seconds": grants.seconds(duration), "persist": persist}
-        grants.read(arguments)
+        arguments |= {"seconds": values.duration(duration, grant.MOST_SECONDS), "persist": persist}
+        grant.read(arguments)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     _ask(ctx, "allow", arguments)
 
 
 @click.command(short_help="Take back what was allowed.")
-@click.argument("ports", metavar="[PORTS]", nargs=-1)
+@click.argument("ports", metavar="[PORTS...]", nargs=-1)
 @click.option("--all", "all_", is_flag=True, help="Every port.")
 @_who
-@click.option("--protocol", type=click.Choice(_PROTOCOLS), help="Only of this protocol.")
-@click.option("--hook", type=click.Choice(_HOOKS), help="Only there.")
+@click.option("--protocol", type=click.Choice(PROTOCOLS), help="Only of this protocol.")
+@click.option("--hook", type=click.Choice(HOOKS), help="Only there.")
 @click.pass_context
 def deny(ctx: click.Context, /, hook: str | None, protocol: str | None, **words: Any) -> None:
     """Take back what `nftguard allow` let through, before its time.
@@ -80,15 +88,16 @@ def deny(ctx: click.Context, /, hook: str | None, protocol: str | None, **words:
     \b
     nftguard deny 587                  for whomever it was allowed
     nftguard deny 587 --user postfix   for that user alone
+    nftguard deny --user postfix       that user, every port
     nftguard deny --all                everything
 
     Exits with 1 when nothing of the kind is allowed. What the configuration allows is not concerned.
-    """  # noqa: D301 - \b is click's
-    from nftguard import grants
+    """
+    from nftguard.allowed import grant
 
     arguments = _arguments(hook or "", protocol or "", words)
     try:
-        grants.select(arguments)
+        grant.select(arguments)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     _ask(ctx, "deny", arguments)
@@ -101,14 +110,10 @@ def _arguments(hook: str, protocol: str, words: dict[str, Any]) -> dict[str, str
 
 
 def _ask(ctx: click.Context, verb: str, arguments: dict[str, str | int | bool]) -> NoReturn:
-    from nftguard import bootscript, control, state
+    from nftguard import control
 
-    request = control.Request(verb, str(ctx.meta["config"].absolute()), state.namespace(), arguments=arguments)
-    answer = control.ask(Path(bootscript.run_dir()) / "control", request)
+    answer = control.ask(verb, ctx.meta["config"], **arguments)
     if answer is None:
-        raise UnavailableError(
-            f"no daemon is running that could {verb}; start it (systemctl start nftguard), or change `allow` of the "
-            "block in the configuration and run `nftguard apply`"
-        )
+        raise UnavailableError(_WITHOUT[verb])
     click.echo(answer.text, err=answer.exit != 0)
     sys.exit(answer.exit)

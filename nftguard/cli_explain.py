@@ -5,51 +5,77 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+import shutil
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
+from nftguard.cli_allow import HOOKS, PROTOCOLS
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from pathlib import Path
 
-    from nftguard.model import Key
     from nftguard.packet import Packet
+    from nftguard.trace import Trace
 
-_ENDPOINT = re.compile(r"\[(?P<six>[0-9A-Fa-f:.]+)\]:(?P<port6>\d{1,5})|(?P<four>[0-9.]+):(?P<port4>\d{1,5})", re.ASCII)
+_ENDPOINT = re.compile(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<four>[^:\[\]]+)):(?P<port>[^:\[\]]+)")
 _EXIT = {True: 0, False: 1, None: 3}
 
 
-def _address(text: str) -> str:
-    """Read an address, in its shortest form. Raises ValueError."""
-    found = ipaddress.ip_address(text)
-    if "%" in text:
-        raise ValueError(text)
+def _address(text: str, version: int | None = None) -> str:
+    """Read an address, in its shortest form. Raises ValueError, with what it is instead."""
+    from nftguard import values
+
+    if version != 6 and values.is_host(text):
+        raise ValueError(f"{text!r} is a name; ask for its address: getent ahosts {text}")
+    try:
+        found = ipaddress.ip_address(text)
+    except ValueError:
+        found = None
+    if found is None or "%" in text or version not in {None, found.version}:
+        raise ValueError(f"{text!r} is not an address, like 198.51.100.7 or 2001:db8::1")
     # What a socket sends to ::ffff:192.0.2.1 leaves as IPv4.
     return str(found.ipv4_mapped or found) if isinstance(found, ipaddress.IPv6Address) else str(found)
 
 
+def _host(found: re.Match[str]) -> str:
+    return _address(found["six"], 6) if found["six"] else _address(found["four"], 4)
+
+
+def _port(word: str) -> int:
+    """Read a port: its number, or its name in /etc/services. Raises ValueError."""
+    from nftguard import services
+
+    ports = [port for stretch in services.parse(word) for port in (stretch.first, stretch.last)]
+    if len(set(ports)) > 1:
+        raise ValueError(f"{word} is more than one port; ask for one at a time")
+    return ports[0]
+
+
 def _endpoint(_context: click.Context, _option: click.Parameter, value: str) -> tuple[str, int]:
     """Read an address and a port; the verb ends with exit code 2 where it is none."""
+    found = _ENDPOINT.fullmatch(value)
+    if not found:
+        raise click.BadParameter(f"{value!r} is not an address and a port, like 203.0.113.7:25 or [2001:db8::1]:smtp")
     try:
-        if (found := _ENDPOINT.fullmatch(value)) and 0 < int(found["port6"] or found["port4"]) < 65536:
-            return _address(found["six"] or found["four"]), int(found["port6"] or found["port4"])
-    except ValueError:
-        pass
-    raise click.BadParameter(f"{value!r} is not an address and a port, like 203.0.113.7:25 or [2001:db8::1]:25")
+        return _host(found), _port(found["port"])
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def _source(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
     """Read an address, and leave out a port behind it."""
     try:
         found = _ENDPOINT.fullmatch(value) if value else None
-        return _address((found["six"] or found["four"]) if found else value) if value else None
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not an address, like 198.51.100.7 or 2001:db8::1") from None
+        return _host(found) if found else _address(value) if value else None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.command(short_help="Would a packet pass, and why?")
-@click.argument("protocol", type=click.Choice(["tcp", "udp", "sctp", "dccp"]))
+@click.argument("protocol", type=click.Choice(PROTOCOLS))
 @click.argument("destination", metavar="ADDRESS:PORT", callback=_endpoint)
 @click.option("--user", metavar="NAME", help="Who sends it: a name or number. Without it, whoever no exception names.")
 @click.option("--group", metavar="NAME", help="The group of who sends it; the user's own without it.")
@@ -59,10 +85,12 @@ def _source(_context: click.Context, _option: click.Parameter, value: str | None
 )
 @click.option("--iface", metavar="NAME", help="The interface that it leaves by; asked of the kernel without it.")
 @click.option("--in", "inbound", metavar="NAME", help="The interface that it comes in by: it is one that is forwarded.")
-@click.option("--hook", type=click.Choice(["output", "forward", "input", "bridge"]), help="Where it is met.")
+@click.option("--hook", type=click.Choice(HOOKS), help="Where it is met.")
 @click.option("--established", is_flag=True, help="It does not open a connection, but belongs to one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document, for machines.")
+@click.pass_context
 def explain(  # click gives each option
+    ctx: click.Context,
     protocol: str,
     destination: tuple[str, int],
     user: str | None,
@@ -79,16 +107,18 @@ def explain(  # click gives each option
 
     \b
     nftguard explain tcp 203.0.113.7:25 --user www-data
-    nftguard explain tcp [2001:db8::1]:25 --in docker0
+    nftguard explain tcp [2001:db8::1]:smtp --in docker0
 
     \b
     exit 0  it passes
     exit 1  it is blocked
-    exit 3  it cannot be said: there are rules that nftguard did not write
+    exit 3  it cannot be said: there are rules that nftguard did not write, or
+            the way out is not known
 
-    What is not given, and not known otherwise, fits no exception; those that it might fit are listed. Rules of other
-    programs are not looked at.
-    """  # noqa: D301 - \b is click's
+    What is not given, and not known otherwise, fits no exception; those that it might fit are listed, and those of the
+    configuration that stand for nothing now. Rules of other programs are not looked at.
+    """
+    from nftguard import asked
     from nftguard.explanation import document, render
     from nftguard.kernel import Nftables
     from nftguard.model import Hook, Protocol, Table
@@ -106,137 +136,44 @@ def explain(  # click gives each option
     if source and (":" in source) is not (":" in to):
         raise click.UsageError(f"{source} and {to} are not of one IP version")
     packet = Packet(at, Protocol(protocol), to, port, source, not established, inbound=inbound, outbound=iface)
-    packet, notes = _with_sender(packet, user, group, unit)
-    packet, way = _with_way(packet)
-    notes += way
+    packet, notes = asked.with_sender(packet, user, group, unit)
+    packet, way = asked.with_way(packet)
     table = Nftables().snapshot()
     gone = "there is no table inet nftguard, and nothing is blocked"
-    trace = walk(table, packet) if table else Trace(passes=True, reason=gone)
-    named = _namer()
-    told = table or Table()
+    trace = _unsure(walk(table, packet), packet) if table else Trace(passes=True, reason=gone)
+    notes += [*way, *_idle(ctx.meta["config"], trace, packet)]
+    named, told = asked.namer(), table or Table()
     if as_json:
         click.echo(json.dumps(document(trace, packet, told, named, notes)))
     else:
-        click.echo(render(trace, packet, told, named, notes))
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        click.echo(render(trace, packet, told, named, notes, width))
     sys.exit(_EXIT[trace.passes])
 
 
-def _with_sender(packet: Packet, user: str | None, group: str | None, unit: str | None) -> tuple[Packet, list[str]]:
-    """Look up who sends it. A name that is not on this host is refused: no packet can be from there."""
-    from dataclasses import replace
+def _unsure(trace: Trace, packet: Packet) -> Trace:
+    """Say that it cannot be said, where the way out decides, and neither was it given nor could it be looked up."""
+    from nftguard.model import Hook, Key
 
-    notes = []
-    if user:
-        uid, own = _user(user)
-        packet = replace(packet, uid=uid, gid=own)
-        if own is not None and not group:
-            notes.append(f"it is sent with the user's own group, {own}")
-    if group:
-        packet = replace(packet, gid=_group(group))
-    if unit:
-        packet = replace(packet, groups=_groups_of(unit))
-        notes += [] if packet.groups else [f"{unit} runs nothing now, so that no exception holds for it"]
-    return packet, notes
+    guessed = [[hit.keys for hit in step.hits if not hit.known] for step in trace.unless]
+    if packet.hook not in {Hook.FORWARD, Hook.BRIDGE} or [(Key.LEAVES,)] not in guessed:
+        return trace
+    ask = "--from or --iface" if packet.hook is Hook.FORWARD and not packet.source else "--iface"
+    return replace(trace, passes=None, steps=trace.steps[:-1], reason=f"the way out is not known without {ask}")
 
 
-def _user(word: str) -> tuple[int, int | None]:
-    """Give a user's number, and that of the user's own group where it is known."""
-    import pwd
+def _idle(config: Path, trace: Trace, packet: Packet) -> list[str]:
+    """Name what the block that stops it allows besides, and what lets nothing through now, as far as that is known."""
+    from nftguard.config import load
+    from nftguard.errors import ConfigError
+    from nftguard.explanation import idle
+    from nftguard.surroundings import once
 
-    from nftguard import values
-
+    if trace.passes is not False:
+        return []
     try:
-        word = values.account(word)
-        found = pwd.getpwuid(int(word)) if word.isdigit() else pwd.getpwnam(word)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--user") from None
-    except KeyError:
-        if word.isdigit():
-            return int(word), None
-        raise click.BadParameter(f"{word!r} is no user of this host", param_hint="--user") from None
-    return found.pw_uid, found.pw_gid
-
-
-def _group(word: str) -> int:
-    import grp
-
-    from nftguard import values
-
-    try:
-        word = values.account(word)
-        return int(word) if word.isdigit() else grp.getgrnam(word).gr_gid
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--group") from None
-    except KeyError:
-        raise click.BadParameter(f"{word!r} is no group of this host", param_hint="--group") from None
-
-
-def _groups_of(unit: str) -> tuple[int, ...]:
-    """Give the ids of a unit's control group and of those above it, from below the root on; none: it does not run."""
-    from nftguard import values
-    from nftguard.who.cgroups import Tree, mounted
-
-    try:
-        unit = values.unit(unit)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--unit") from None
-    tree = Tree(mounted())
-    try:
-        for path in sorted(tree.unit(unit)):
-            parts = path.strip("/").split("/")
-            return tuple(tree.directory("/".join(parts[:depth])).stat().st_ino for depth in range(1, len(parts) + 1))
-    except FileNotFoundError:  # ended meanwhile
-        pass
-    finally:
-        tree.close()
-    return ()
-
-
-def _with_way(packet: Packet) -> tuple[Packet, list[str]]:
-    """Ask the kernel by which interface it would leave, and from which address, where that is not given."""
-    from dataclasses import replace
-
-    from nftguard.errors import UnavailableError
-    from nftguard.model import Hook
-    from nftguard.wire.route import toward
-
-    forwarded = packet.hook is Hook.FORWARD and packet.inbound and packet.source
-    if (packet.hook is not Hook.OUTPUT and not forwarded) or (packet.outbound and packet.source):
-        return packet, []
-    try:
-        way = toward(packet.destination, packet.source or "", packet.uid, packet.inbound or "", packet.outbound or "")
-    except UnavailableError as error:
-        return packet, [str(error)]
-    notes = [f"it goes out by {way.interface}, as the routes are now"] if way.interface and not packet.outbound else []
-    notes += [f"it comes from {way.source}"] if way.source and not packet.source else []
-    found = replace(packet, outbound=packet.outbound or way.interface or None)
-    return replace(found, source=packet.source or way.source or None), notes
-
-
-def _namer() -> Callable[[Key, str], str]:
-    """Give what tells the names of users, groups and control groups by their numbers; the latter cost a walk."""
-    from functools import cache
-    from pathlib import Path
-
-    from nftguard.errors import UnavailableError
-    from nftguard.model import Key
-    from nftguard.names import shown
-    from nftguard.who.cgroups import Tree, mounted
-    from nftguard.who.users import Users
-
-    known = {Key.USER: Users(Path("/etc/passwd")), Key.GROUP: Users(Path("/etc/group"))}
-    tree = cache(lambda: Tree(mounted()))
-
-    def named(key: Key, part: str) -> str:
-        if key in known:
-            found = known[key].name(int(part))
-        elif key is Key.UNIT:
-            try:
-                found = tree().path(int(part))
-            except UnavailableError:
-                found = ""
-        else:
-            found = ""
-        return shown(found) if found else ""
-
-    return named
+        found = load(config)
+    except ConfigError:  # it explains what the kernel has, and needs no configuration
+        return []
+    blocks = [block for block in found.block if block.name == trace.steps[-1].block]
+    return idle(blocks[0], once(found)[0], packet) if blocks else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import click
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 MAX_FILE = 4 << 20  # bytes; a hundred thousand rules
 ROOT = Path("/")
+_WIDTH = 80
+_COMMAND = " " * 6
 _LOADED = (
     "rules that are loaded stay in force beside nftguard's until they are deleted or the host restarts; to see them:",
     "    iptables -S; iptables-legacy -S; ip6tables -S",
@@ -45,19 +48,21 @@ def import_(file: str) -> None:
 
     The same packets are blocked as before, over IPv4 and IPv6. What cannot be said in a configuration is listed on
     stderr, with what that means, and the exit code is 1 then. So is what else of the old set-up is in the way.
-    """  # noqa: D301 - click's \\b
+    """
     from nftguard.migrate import leftovers
     from nftguard.wording import many
 
     shown = "the standard input" if file == "-" else file
     rules = read(shown, _lines(file))
     text, found = translated(shown, rules)
-    click.echo(f"nftguard: {rules.kind}: {many(text.count('[[block]]'), 'block')}", err=True)
+    _say(f"nftguard: {rules.kind}: {many(text.count('[[block]]'), 'block')}")
     _tell(rules, found)
     click.echo(text, nl=False)
-    click.echo("nftguard: what else of the old rules may be about:", err=True)
-    for line in (*leftovers.advice(ROOT, {rule.prefix for rule in found.seen if rule.prefix}), *_LOADED):
-        click.echo(f"  {line}", err=True)
+    _say("nftguard: what else of the old rules may be about:")
+    prefixes = {rule.prefix for rule in found.seen if rule.prefix}
+    name = Path(file).stem if file.endswith(".xml") else "NAME"
+    for line in (*leftovers.advice(ROOT, prefixes), *(leftovers.undoing(rules, name) or _LOADED)):
+        _say(f"  {line}")
     if not text:
         raise NftguardError(f"{shown}: {rules.kind}: nothing in it that nftguard could block")
     if found.findings:
@@ -93,13 +98,24 @@ def _head(shown: str, rules: Ruleset, forward: bool) -> list[str]:
 
 
 def _tell(rules: Ruleset, found: Translation) -> None:
-    from nftguard.migrate.translate import told_left
+    from nftguard.migrate.notes import told_left
 
     if left := told_left(rules, found):
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left.items()))
-        click.echo(f"nftguard: rules left alone: {kinds}", err=True)
+        _say(f"nftguard: rules left alone: {kinds}")
     for finding in sorted(found.findings):
-        click.echo(f"nftguard: {finding}", err=True)
+        for line in f"nftguard: {finding}".splitlines():
+            _say(line)
+
+
+def _say(line: str) -> None:
+    """Write a line to stderr; on a terminal it is wrapped, but for commands, which are to be copied."""
+    indent = " " * (len(line) - len(line.lstrip()))
+    if sys.stderr.isatty() and not line.startswith(_COMMAND):
+        line = "\n".join(
+            wrap(line, _WIDTH, subsequent_indent=f"{indent}  ", break_on_hyphens=False, break_long_words=False)
+        )
+    click.echo(line, err=True)
 
 
 def _lines(file: str) -> list[str]:

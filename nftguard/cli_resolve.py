@@ -10,12 +10,20 @@ _FILE = click.Path(path_type=Path)
 
 
 @click.command(short_help="Look up host names; systemd runs this.")
-@click.option("--names", metavar="FILE", type=_FILE, default="/run/nftguard/names", help="What the daemon wants.")
+@click.option(
+    "--names",
+    metavar="FILE",
+    type=_FILE,
+    default="/run/nftguard/names",
+    show_default=True,
+    help="What the daemon wants.",
+)
 @click.option(
     "--answers",
     metavar="FILE",
     type=_FILE,
     default="/run/nftguard-resolver/answers.json",
+    show_default=True,
     help="Where the answers go, for the daemon to read.",
 )
 def resolve(names: Path, answers: Path) -> None:

@@ -11,6 +11,7 @@ import signal
 import stat
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -31,50 +32,51 @@ _GONE = "the daemon is gone, and so is the trial: as it starts anew, it puts the
 @click.command("try", short_help="Put a configuration in force, and back unless you confirm.")
 @click.option(
     "--timeout",
-    "seconds",
-    metavar="SECONDS",
-    type=click.IntRange(1, 3600),
-    default=60,
+    metavar="TIME",
+    default="60s",
     show_default=True,
-    help="How long it waits for you.",
+    help="How long it waits for you: 30s, 5m, up to 1h.",
 )
 @click.argument("file", metavar="[FILE]", required=False, type=click.Path(path_type=Path))
 @click.pass_context
-def try_(ctx: click.Context, seconds: int, file: Path | None) -> None:
+def try_(ctx: click.Context, timeout: str, file: Path | None) -> None:
     """Put a configuration in force, ask, and put the old rules back unless you say in time that the new may stay.
 
     \b
     nftguard try            the configuration, as it was edited
     nftguard try new.toml   another file in the place of the main one; confirmed, it is copied there
 
+    The main file that was there before stays beside it, with .before at the end of its name.
+
     The old rules are back on "no", on Ctrl-C, when the time is over, when the terminal or the connection dies, when the
     daemon dies, and after a reboot. Files that were tried and not confirmed are not taken by a restart or a reboot
     either: edit them, or let `nftguard apply` take them as they are. The running daemon is needed.
 
     \b
-    exit 0  confirmed: it stays
+    exit 0  it stays: confirmed, or in force already
     exit 1  the old rules are back
-    """  # noqa: D301 - \b is click's
-    from nftguard import bootscript, config, control, state, trial
+    """
+    from nftguard import config, control, trial, values
 
     path: Path = ctx.meta["config"]
+    try:
+        seconds = values.duration(timeout, trial.LONGEST)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--timeout") from None
     word = secrets.token_hex(8)
 
-    def ask(verb: str, seconds: int = 0, *, offered: bool = False) -> Answer | None:
-        request = control.Request(
-            verb, str(path.absolute()), state.namespace(), seconds, {"trial": word, "offered": offered}
-        )
-        return control.ask(Path(bootscript.run_dir()) / "control", request)
+    def ask(verb: str, **arguments: int | bool) -> Answer | None:
+        return control.ask(verb, path, trial=word, **arguments)
 
     woken = _signals()
     if file is None or file.resolve() == path.resolve():
         config.load(path)  # refused here, where more files can be read than the service may
-        begun, content, question = ask("try", seconds), None, "Keep these rules?"
+        begun, content, question = ask("try", seconds=seconds), None, "Keep these rules?"
     else:
         found, content = trial.read(path, file), file.read_bytes()
         offer = trial.offer(word, found)
         try:
-            begun = ask("try", seconds, offered=True)
+            begun = ask("try", seconds=seconds, offered=True)
         finally:
             offer.unlink(missing_ok=True)
         question = f"Keep these rules, and copy {file} to {path}?"
@@ -83,13 +85,13 @@ def try_(ctx: click.Context, seconds: int, file: Path | None) -> None:
             "no daemon is running, and it is what would put the rules back; start it (systemctl start nftguard), or "
             "use `nftguard apply`"
         )
-    if begun.exit:
+    if begun.exit or begun.text == trial.NOTHING:
         _end(begun)
     if not _confirmed(begun.text, question, seconds, woken):
         _end(ask("rollback"), EX_FAILED)
-    if content is None:
+    if file is None or content is None:
         _end(ask("confirm"))
-    _copied(path, content, ask)
+    _copied(path, file, content, ask)
 
 
 def _signals() -> int:
@@ -129,9 +131,9 @@ def _confirmed(text: str, question: str, seconds: int, woken: int) -> bool:
     return False
 
 
-def _copied(path: Path, content: bytes, ask: Callable[[str], Answer | None]) -> NoReturn:
-    """Confirm, and make the content the configuration; the old one stays beside it as PATH.before. Raises OSError."""
-    from nftguard import lastgood
+def _copied(path: Path, file: Path, content: bytes, ask: Callable[[str], Answer | None]) -> NoReturn:
+    """Confirm, and make the content of the file the configuration; the old one stays as PATH.before. Raises OSError."""
+    from nftguard import control, lastgood
 
     target = path.resolve()
     like = target.stat() if target.exists() else None
@@ -153,7 +155,11 @@ def _copied(path: Path, content: bytes, ask: Callable[[str], Answer | None]) -> 
     finally:
         for part in (new, old):
             part.unlink(missing_ok=True)
-    _end(ask("apply"))  # which finds it in force, and keeps it as what these files ask for
+    told = f"{file} is {path} now" + (f", the old one is {path}.before" if like else "")
+    applied = ask("apply")  # which finds it in force, and keeps it as what these files ask for
+    if applied is None:
+        _end(control.Answer(EX_FAILED, f"kept: {told}; but the daemon is gone: start it (systemctl start nftguard)"))
+    _end(replace(applied, text=f"{'' if applied.exit else 'kept: '}{applied.text}; {told}"))
 
 
 def _write(path: Path, content: bytes, like: os.stat_result | None) -> None:

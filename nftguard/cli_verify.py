@@ -24,7 +24,7 @@ def verify(ctx: click.Context, as_json: bool) -> None:
     exit 1   something is not as it should be
     exit 3   nothing is wrong as far as seen, but not everything could be tried: no route, an exception in the way
     exit 77  not permitted: it needs root
-    """  # noqa: D301
+    """
     from nftguard.verify import verify as proof
 
     found = proof(ctx.meta["config"])

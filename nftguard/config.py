@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
+OTHER = ", or name another file with --config"
+"""What to do about a file that cannot be read, where --config is what names it."""
 MAX_FILE = 1 << 20  # bytes; a configuration of 65,535 listed ports is under half of it
 MAX_PREFIX = 127  # bytes; NF_LOG_PREFIXLEN - 1, linux/include/uapi/linux/netfilter/nf_log.h
 
@@ -172,13 +174,19 @@ def _read(file: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise ValueError("is not UTF-8 text") from None
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"is not valid TOML: {error}") from None
+        raise ValueError(f"is not valid TOML: {_twice(str(error))}") from None
     except RecursionError:
         raise ValueError("is nested too deeply") from None
 
 
+def _twice(text: str) -> str:
+    """Say more plainly of a key that stands twice what tomllib says of it."""
+    text = re.sub(r"^Cannot mutate immutable namespace \((.*?),?\)", r"the key \1 stands twice", text)
+    return text.replace("Cannot overwrite a value", "a key stands twice")
+
+
 def _os_error(error: OSError) -> str:
-    return f"cannot be read: {error.strerror}; see `ls -l`, or name another file with --config"
+    return f"cannot be read: {error.strerror}; see `ls -l`{OTHER}"
 
 
 def _merge(base: Config, part: Config) -> Config:
@@ -206,7 +214,9 @@ def _check(file: str, part: Config, owner: dict[str, str]) -> Iterator[Problem]:
 
         if Hook.BRIDGE in block.hooks and block.action is Action.REJECT:
             yield Problem(
-                file, f"{key}.action", "'reject' cannot be sent from between two ports of a bridge; give bridge a block"
+                file,
+                f"{key}.action",
+                "'reject' cannot be sent from between two ports of a bridge; give bridge a block of its own",
             )
         if Hook.OUTPUT not in block.hooks:
             for kind in ("users", "groups", "units"):

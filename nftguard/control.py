@@ -7,16 +7,19 @@ One request, one answer, each a JSON object in one message:
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import selectors
 import socket
 import struct
+import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nftguard import bootscript, state
 from nftguard.errors import NotPermittedError, UnavailableError
 
 if TYPE_CHECKING:
@@ -35,8 +38,8 @@ class Request:
     verb: str
     config: str
     namespace: int
-    seconds: int = 0  # for `pause`
-    arguments: Mapping[str, str | int | bool] = field(default_factory=dict)  # for `allow` and `deny`
+    arguments: Mapping[str, str | int | bool] = field(default_factory=dict)
+    """What else the verb is told. It may be anything: who carries the verb out checks it."""
     by: int = 0
     """The user who asks, as the daemon sees it: the one who logged in, where that is known."""
 
@@ -44,7 +47,7 @@ class Request:
     def read(cls, data: bytes, by: int) -> Request:
         """Read what a client sent. Raises ValueError and RecursionError when it is none of ours."""
         found = json.loads(data)
-        kinds = {"verb": str, "config": str, "namespace": int, "seconds": int, "arguments": dict, "by": int}
+        kinds = {"verb": str, "config": str, "namespace": int, "arguments": dict, "by": int}
         if not isinstance(found, dict) or any(type(value) is not kinds.get(name) for name, value in found.items()):
             raise ValueError("not a request")
         if any(type(value) not in {str, int, bool} for value in found.get("arguments", {}).values()):
@@ -53,6 +56,13 @@ class Request:
             return cls(**found | {"by": by})
         except TypeError as error:
             raise ValueError(str(error)) from None
+
+    def seconds(self, most: int) -> int:
+        """Give for how long it is to be. Raises ValueError where that is not said, or too long."""
+        found = self.arguments.get("seconds")
+        if type(found) is not int or not 1 <= found <= most:
+            raise ValueError(f"{self.verb} takes 1 to {most} s")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,30 +163,47 @@ def _login(pid: int, uid: int) -> int:
     return uid if login == _NOBODY else login
 
 
-def listening(path: Path) -> bool:
-    """Whether a daemon is there."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as sock:
-        return sock.connect_ex(str(path)) == 0
+def path() -> Path:
+    """Name the socket."""
+    return Path(bootscript.run_dir()) / "control"
 
 
-def ask(path: Path, request: Request) -> Answer | None:
-    """Ask the daemon; None where none listens.
+def listening() -> bool:
+    """Whether a daemon is there; also one that hangs, and takes nobody in."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sock:
+        return sock.connect_ex(str(path())) in {0, errno.EAGAIN}
+
+
+def ask(verb: str, config: Path, /, **arguments: str | int | bool) -> Answer | None:
+    """Ask the daemon of this network namespace for a verb; None where none listens.
 
     Raises NotPermittedError, and UnavailableError when it does not answer.
     """
+    request = Request(verb, str(config.absolute()), state.namespace(), arguments)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as sock:
         sock.settimeout(_TIMEOUT)
         try:
-            sock.connect(str(path))
+            _connect(sock)
         except PermissionError:
-            raise NotPermittedError(f"ask the daemon at {path}") from None
-        except OSError:
+            raise NotPermittedError(f"ask the daemon at {path()}") from None
+        except (FileNotFoundError, ConnectionRefusedError):
             return None
+        except OSError as error:
+            raise UnavailableError(f"the daemon at {path()} cannot be asked: {error.strerror}") from None
         try:
             sock.send(json.dumps(asdict(request)).encode())
             answer = json.loads(sock.recv(_MOST))
             return Answer(int(answer["exit"]), str(answer["text"]))
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise UnavailableError(
-                f"the daemon at {path} did not answer ({error}); see `journalctl -u nftguard`"
+                f"the daemon at {path()} did not answer ({error}); see `journalctl -u nftguard`"
             ) from None
+
+
+def _connect(sock: socket.socket) -> None:
+    """Connect, and wait where too many ask at once: a Unix socket with a timeout says EAGAIN then. Raises OSError."""
+    end = time.monotonic() + _TIMEOUT
+    while code := sock.connect_ex(str(path())):
+        if code != errno.EAGAIN or time.monotonic() >= end:
+            raise OSError(code, os.strerror(code))
+        time.sleep(0.02)

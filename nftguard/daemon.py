@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nftguard import allowances, allowing, bootscript, control, notify, state, unitjob
+from nftguard import bootscript, control, notify, state, unitjob
+from nftguard.allowed import book, desk
 from nftguard.attempts.recorder import Recorder
 from nftguard.errors import NftguardError, NotPermittedError, UnavailableError
 from nftguard.journal import JournalSink, log
@@ -19,7 +20,7 @@ from nftguard.keeper import Keeper
 from nftguard.pace import Cause
 from nftguard.resolver.known import Names
 from nftguard.surroundings import Surroundings, needs_units, watched_accounts
-from nftguard.trial import Trials
+from nftguard.trial import Trials, clock
 from nftguard.wire.watch import NetworkWatch, RulesetWatch
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from nftguard.kernel import Nftables
     from nftguard.wire.nflog import Reader
 
+_LONGEST = 86400  # seconds that a pause may last
 _ELSEWHERE = "the running daemon guards another network namespace"
 
 
@@ -49,7 +51,7 @@ class Daemon:
         self._selector = selectors.DefaultSelector()
         self._control: control.Server | None = None
         self._recorder = Recorder(kernel.nfnl, self._bulletin, sink)
-        self._desk = allowing.Desk(self._keeper, self._surroundings, self._recorder.attribution.begin, kernel)
+        self._desk = desk.Desk(self._keeper, self._surroundings, self._recorder.attribution.begin, kernel)
         self._resume_at: float | None = None  # seconds on the monotonic clock
         self._reload_asked = self._stopping = False
         self._duties: tuple[tuple[Callable[[], float | None], Callable[[], object]], ...] = (
@@ -72,19 +74,18 @@ class Daemon:
             if self._kernel.features.flags:
                 notify.keep(self._kernel.socket)  # so that the next process is the owner that this one is
             self._pace.wake(Cause.START)
-            if (policy := self._keeper.policy) and needs_units(policy.config, self._book.current()):
+            if (kept := self._keeper.good) and needs_units(kept.config, self._book.current()):
                 self._recorder.attribution.begin()  # or the first pass would empty what an earlier process filled
             self._pass()
             if self._book.ignored:
-                log().warning("allowances_ignored", path=allowances.path(), reason=self._book.ignored)
+                log().warning("allowances_ignored", path=book.path(), reason=self._book.ignored)
             alive_every = notify.watchdog_interval()
             alive_at = time.monotonic()
             while not self._stopping:
                 if alive_every and time.monotonic() >= alive_at:
                     notify.alive()
                     alive_at = time.monotonic() + alive_every
-                policy = self._keeper.policy
-                if policy and self._surroundings.moved(policy.config, self._book.current()):
+                if self._surroundings.moved(self._keeper.policy.config, self._book.current()):
                     self._pace.wake(Cause.HOST)
                 for key, _ in self._selector.select(self._wait(alive_at if alive_every else None)):
                     key.data()
@@ -135,11 +136,10 @@ class Daemon:
             self._selector.register(self._names.fd, selectors.EVENT_READ, self._names.hear)
         for accounts in watched_accounts():
             self._selector.register(accounts.fd, selectors.EVENT_READ, partial(self._on_accounts, accounts))
-        path = Path(bootscript.run_dir()) / "control"
         try:
-            self._control = control.Server(path, self._on_request)
+            self._control = control.Server(control.path(), self._on_request)
         except OSError as error:  # a full /run must not keep the rules from going in
-            self._bulletin.complain(path, error)
+            self._bulletin.complain(control.path(), error)
         else:
             self._control.attend(self._selector)
 
@@ -171,7 +171,7 @@ class Daemon:
                 return control.Answer(0, self._bulletin.sentence())
             case "allow" | "deny":
                 answer = self._desk.answer(request)
-                if answer.exit == 0:
+                if answer.exit == 0 or request.verb == "deny":
                     self._pace.wake(Cause.ALLOWANCE)
                     if error := self._pass():
                         return control.Answer(error.exit_code, f"{answer.text}; but {error}; it is tried again")
@@ -179,9 +179,12 @@ class Daemon:
             case "remove":
                 return self._suspend("nftguard remove", "until `nftguard apply` or a restart")
             case "pause":
-                end = time.strftime("%H:%M:%S", time.localtime(time.time() + request.seconds))
-                answer = self._suspend("nftguard pause", f"until {end}, `nftguard apply` or a restart")
-                self._resume_at = time.monotonic() + request.seconds if answer.exit == 0 else None
+                try:
+                    seconds = request.seconds(_LONGEST)
+                except ValueError as error:
+                    return control.Answer(1, str(error))
+                answer = self._suspend("nftguard pause", f"until {clock(seconds)}, `nftguard apply` or a restart")
+                self._resume_at = time.monotonic() + seconds if answer.exit == 0 else None
                 return answer
             case "try" | "confirm" | "rollback":
                 answer = self._trials.answer(request)
@@ -207,6 +210,7 @@ class Daemon:
     def _pass(self) -> NftguardError | None:
         """Take the one path, and follow what a new configuration asks of this end."""
         error = self._keeper.run()
+        self._trials.follow()
         self._settle()
         if not self._bulletin.suspended:
             self._resume_at = None
@@ -225,8 +229,7 @@ class Daemon:
     def _stop(self) -> None:
         self._trials.end("the service was stopped")
         notify.stopping("stopping")
-        good = self._keeper.good
-        asked = good is not None and good.config.service.on_stop == "keep"
+        asked = self._keeper.policy.config.service.on_stop == "keep"
         why = 'on_stop = "keep"' if asked else unitjob.going_on()
         try:
             if why:
@@ -255,15 +258,15 @@ class Daemon:
 
     def _follow(self) -> None:
         """Read the NFLOG group that the configuration names, and follow the control groups where they are used."""
-        policy, recorder = self._keeper.policy, self._recorder
+        config, recorder = self._keeper.policy.config, self._recorder
         old = recorder.reader
-        recorder.follow(policy.config.log.group if policy and policy.config.log.target == "journal" else None)
+        recorder.follow(config.log.group if config.log.target == "journal" else None)
         if old is not recorder.reader:
             if old:
                 self._selector.unregister(old.socket)
             if reader := recorder.reader:
                 self._selector.register(reader.socket, selectors.EVENT_READ, lambda: self._on_packets(reader))
-        if policy and needs_units(policy.config, self._book.current()):
+        if needs_units(config, self._book.current()):
             recorder.attribution.begin()
         groups = recorder.attribution.fd
         if groups is not None and groups not in self._selector.get_map():
@@ -274,12 +277,14 @@ class Daemon:
         self._settle()
 
     def _end_allowances(self) -> None:
-        if allowing.tell(self._book):
+        if desk.tell(self._book):
             self._pace.wake(Cause.ALLOWANCE)
 
     def _on_names(self) -> None:
         if self._names.read():
             self._pace.wake(Cause.HOST)
+        else:
+            self._keeper.tell()  # why there is no answer may be news all the same
 
     def _on_accounts(self, watch: Watch) -> None:
         if watch.changed():

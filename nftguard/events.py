@@ -1,4 +1,4 @@
-"""Every kind of event that nftguard records: its MESSAGE_ID and the sentence that people read."""
+"""Every kind of event that nftguard records: its MESSAGE_ID and the sentence that people read. Pure."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ EVENTS = {
     "repaired": Event("acf1dee5ffcb45ec97a011c92426e9fa", "rules repaired: {found}; {how}"),
     "followed": Event("9d4eef3f5e544e9faa2208e3bd85d343", "exceptions follow this host ({cause}): {found}"),
     "not_allowed": Event("3c26b1cbb0de4af0a0285d869b573fea", "{warning}"),
+    "left_out": Event("3c3a26519eb44512b47469d9abc11bb7", "{reason}"),
     "allowed": Event("2b32de15436a4d45b48c2dd740465399", "allowed until {until}: {allowance} (given by {given_by})"),
     "denied": Event("5de4257749ba4ce6b7cb4d7701f6da9b", "no longer allowed: {allowance} (taken back by {denied_by})"),
     "allowance_ended": Event(

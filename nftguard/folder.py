@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # linux/include/uapi/linux/inotify.h; inotify(7)
-_MOVED, _CREATE, _DELETE, _OVERFLOW, _ONLY_DIRECTORIES = 0xC0, 0x100, 0x200, 0x4000, 0x01000000
+_WRITTEN, _MOVED, _CREATE, _DELETE, _OVERFLOW, _ONLY_DIRECTORIES = 8, 0xC0, 0x100, 0x200, 0x4000, 0x01000000
 _EVENT = struct.Struct("=iIII")  # watch, mask, cookie, length of the name that follows
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -36,7 +36,7 @@ def read(path: Path, most: int, *, links: bool = False) -> bytes | None:
 
 
 class Watch:
-    """Hears when a file is replaced (by a rename: it is written whole) or removed, also together with its folder.
+    """Hears when a file is replaced, was written, or is removed, also together with its folder.
 
     The folder need not be there yet; the folder above must. `fd` is for a selector.
     """
@@ -85,7 +85,7 @@ class Watch:
 
     def _enter(self) -> None:
         """Listen to the folder, which may be a new one; that of an old one ends with it."""
-        self._add(self._path.parent, _MOVED | _DELETE)
+        self._add(self._path.parent, _WRITTEN | _MOVED | _DELETE)
 
     def _add(self, folder: Path, mask: int) -> int:
         return int(_libc.inotify_add_watch(self.fd, os.fsencode(folder), mask | _ONLY_DIRECTORIES))

@@ -1,4 +1,4 @@
-"""What nftguard wants to know of the host: the unit of a process, whether the host forwards, where stderr goes."""
+"""What nftguard wants to know of processes: the unit of one, and where its own stderr goes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from typing import TextIO
 
 PROC = Path("/proc")
-NET = Path("/sys/class/net")
 
 
 def unit_of(pid: int, command: str, proc: Path = PROC) -> str:
@@ -43,24 +42,6 @@ def _unit(lines: list[str]) -> str:
         if controllers in {"", "name=systemd"} and (unit := owner(path).unit):
             return unit
     return ""
-
-
-def forwarding(proc: Path = PROC, net: Path = NET) -> list[str]:
-    """List the ways in which traffic of others goes through this host, each in a few words."""
-    found = []
-    switches = {"IPv4": "net/ipv4/ip_forward", "IPv6": "net/ipv6/conf/all/forwarding"}
-    on = [name for name, path in switches.items() if _read(proc / "sys" / path) not in {"", "0"}]
-    if on:
-        found.append(f"it routes {' and '.join(on)}")
-    try:
-        links = sorted(net.iterdir())
-    except OSError:
-        links = []
-    if bridges := [link.name for link in links if (link / "bridge").is_dir()]:
-        found.append(f"it has bridges ({', '.join(bridges)})")
-    if guests := [link.name for link in links if "DEVTYPE=macvlan" in _read(link / "uevent").split("\n")]:
-        found.append(f"it has macvlan interfaces ({', '.join(guests)})")
-    return found
 
 
 def _read(path: Path) -> str:

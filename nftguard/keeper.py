@@ -8,18 +8,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nftguard import differences, lastgood, notify, status
-from nftguard.allowances import Allowances
+from nftguard.allowed.book import Allowances
 from nftguard.bulletin import Bulletin
 from nftguard.config import Config
-from nftguard.errors import NftguardError
+from nftguard.errors import KernelError, NftguardError
 from nftguard.journal import log
 from nftguard.network import Network
 from nftguard.pace import Cause, Pace
 from nftguard.plan import diff, remove
-from nftguard.reconcile import Outcome, reconcile
+from nftguard.reconcile import reconcile
 from nftguard.status import Standing, State, told_changes
-from nftguard.surroundings import Surroundings
-from nftguard.trial import Trial, clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +26,8 @@ if TYPE_CHECKING:
     from nftguard.kernel import Kernel
     from nftguard.lastgood import LastGood
     from nftguard.model import Counter
+    from nftguard.reconcile import Outcome
+    from nftguard.surroundings import Surroundings
     from nftguard.wire.watch import Change
 
 _CHANGES = 100  # kept to find who changed the ruleset; a storm must not fill the memory
@@ -36,13 +36,13 @@ _CHANGES = 100  # kept to find who changed the ruleset; a storm must not fill th
 class Keeper:
     """Keeps one policy in force: that of the configuration, or the last good one while that is refused.
 
-    For a while it may be one on trial: `begin`, and then `confirm` or `end`.
+    For a while another may be in force instead: `put`, and then `accept` or `back`.
     """
 
-    def __init__(self, path: Path, kernel: Kernel, surroundings: Surroundings | None = None) -> None:
+    def __init__(self, path: Path, kernel: Kernel, surroundings: Surroundings) -> None:
         self._path = path
         self._kernel = kernel
-        self._surroundings = surroundings or Surroundings()
+        self._surroundings = surroundings
         self._changes: list[Change] = []
         self.pace = Pace(time.monotonic, Config().service.resync)
         self.bulletin = Bulletin()
@@ -50,13 +50,20 @@ class Keeper:
         """What is allowed for a while."""
         self.good = lastgood.load()
         """The policy in force, or to be in force again; at first the one that an earlier process left."""
-        self.trial: Trial | None = None
+        self.last: Outcome | NftguardError | None = None
+        """What came last of making the rules what they should be."""
+        self._instead: tuple[LastGood, Standing] | None = None
+        self._aside: dict[str, Counter] = {}  # those of the good policy, of which the one in force may lack some
         self.bulletin.counters = dict(self.good.counters) if self.good else {}
 
     @property
-    def policy(self) -> LastGood | None:
-        """The policy in force: that on trial, or the last good one."""
-        return self.trial.policy if self.trial else self.good
+    def policy(self) -> LastGood:
+        """The policy in force; there is one from the first pass on. Raises NftguardError before."""
+        if self._instead:
+            return self._instead[0]
+        if not self.good:
+            raise NftguardError("nothing is in force yet")
+        return self.good
 
     def changed(self, changes: list[Change]) -> None:
         """Note transactions that named our table."""
@@ -106,33 +113,29 @@ class Keeper:
                     raise
                 self._failed(error)
                 problem = problem or error
-                if self.trial:
-                    self.end(str(error))
         if start or announced:
             notify.ready(self.bulletin.sentence())
-        self._tell()
+        self.tell()
         return problem
 
-    def _tell(self) -> None:
-        self.bulletin.warn(self._surroundings.problems(self.policy.config) if self.policy else ())
+    def tell(self) -> None:
+        """Tell how things stand, and what of the policy in force stands for nothing on this host."""
+        self.bulletin.warn(self._surroundings.problems(self.policy.config))
         self.bulletin.tell()
 
     def _renew(self, causes: frozenset[Cause]) -> None:
-        """Put the configuration in force as its files are now. That is a decision, and ends a trial."""
+        """Put the configuration in force as its files are now: the good policy from now on, whatever was instead."""
         if Cause.START in causes and self.good and lastgood.in_doubt(self._path, self.good):
             raise NftguardError(lastgood.not_confirmed(self._path))
         good = lastgood.read(self._path, {})
         outcome = self._reconcile(good, lambda: None)
-        ended, self.good, self.trial = self.trial, good, None
+        self.good, self._instead, self._aside = good, None, {}
         self.bulletin.renewed()
         self._save()
-        if ended:
-            self._ended("the configuration was applied", told_changes(len(outcome.plan)))
         self._applied(outcome, causes)
 
     def _hold(self, causes: frozenset[Cause], changes: list[Change], working: Callable[[], None]) -> None:
         """Keep in force what is."""
-        assert self.policy  # noqa: S101 - there is one from the start on
         before, expected = self.bulletin.counters, self.bulletin.desired
         outcome = self._reconcile(self.policy, working)
         if self.bulletin.counters != before:
@@ -157,97 +160,72 @@ class Keeper:
         log().info("applied", summary=summary, cause=_told(causes), changes=told_changes(len(outcome.plan)))
 
     def _reconcile(self, good: LastGood, working: Callable[[], None]) -> Outcome:
-        allowed = self.book.current()
-        host = self._surroundings.host(good.config, allowed)
-        desired = replace(good, counters=self._totals()).table(self._kernel.features, host, allowed)
+        policy = replace(good, counters=self._totals())
         self.bulletin.allowed = self.book.listing()
-        outcome = reconcile(self._kernel, desired, working)
-        self.bulletin.passed(outcome, desired)
-        if self.trial:
-            self.bulletin.standing = self.trial.standing
+        allowed = self.book.current()
+        left_out = ""
+        try:
+            host = self._surroundings.host(good.config, allowed)
+            desired = policy.table(self._kernel.features, host, allowed)
+            outcome = reconcile(self._kernel, desired, working)
+        except (KernelError, ValueError) as error:
+            # Whatever is wrong with what names stand for here must not cost the block: then nobody is let through.
+            desired = policy.table(self._kernel.features)
+            outcome = reconcile(self._kernel, desired, working)
+            left_out = f"nothing is let through by name, nor for a while: {error}"
+        self.bulletin.passed(outcome, desired, left_out)
+        if self._instead:
+            self.bulletin.standing = self._instead[1]
+        else:
+            self._aside = {}  # they are in the table again
         self.pace.resync = self.bulletin.resync = good.config.service.resync
         self.bulletin.log_target = good.config.log.target
-        self.pace.ended(ok=True)
+        self.pace.ended(ok=not left_out)
+        self.last = outcome
         return outcome
 
     def _failed(self, error: NftguardError) -> None:
         self.pace.ended(ok=False)
+        self.last = error
         try:
             live = self._kernel.snapshot()
         except NftguardError:
             live = None  # who cannot look must not claim to be protected
         self.bulletin.failed(error, live, self.pace.wait())
 
-    # On trial
+    # Another policy instead of the good one
 
-    def begin(self, policy: LastGood, word: str, seconds: int) -> Outcome:
-        """Put a policy in force for so many seconds, which `due` of the trial ends; `end` puts the good one back.
+    def put(self, policy: LastGood, meanwhile: Standing) -> Outcome:
+        """Put a policy in force instead of the good one, which is kept, and say meanwhile that things stand so.
 
-        Raises KernelError, and OSError where what undoes it could not be kept; the good one is in force then.
+        Raises KernelError; the good one is in force then, as far as the kernel lets.
         """
-        assert self.good  # noqa: S101 - there is one from the start on
-        self._keep()
-        if policy.files and policy.mark != self.good.mark:
-            lastgood.doubt(policy.files)
-        before = dict(self.bulletin.counters)
-        notify.reloading("putting a configuration on trial")
+        before = self.bulletin.counters
         self._surroundings.stale()
         try:
             outcome = self._reconcile(policy, lambda: None)
         except NftguardError:
-            self._back()
+            self.back()
             raise
         live = outcome.live.counters if outcome.live else {}
-        counters = {name: live.get(name, counter) for name, counter in before.items()}
-        self.trial = Trial(policy, word, time.monotonic() + seconds, clock(seconds), counters, self.bulletin.refused)
-        self.bulletin.refused, self.bulletin.standing = (), self.trial.standing
-        notify.ready(self.bulletin.sentence())
-        log().info(
-            "trial_begun",
-            until=self.trial.until,
-            summary=status.summary(self.bulletin.desired),
-            changes=told_changes(len(outcome.plan)),
-        )
-        self._tell()
+        self._aside = {name: live.get(name, counter) for name, counter in before.items()}
+        self._instead, self.bulletin.standing = (policy, meanwhile), meanwhile
         return outcome
 
-    def confirm(self) -> None:
-        """Make the policy on trial the last good one. Raises OSError where it could not be kept; it is in force."""
-        assert self.trial  # noqa: S101 - who calls has looked
-        self.good, self.trial = self.trial.policy, None
+    def accept(self) -> None:
+        """Make the policy that is in force the good one, which `keep` then keeps."""
+        self.good, self._instead, self._aside = self.policy, None, {}
         self.bulletin.renewed()
-        self._ended("confirmed", told_changes(0))
-        self._tell()
-        self._keep()
 
-    def end(self, why: str) -> None:
-        """Put the last good policy back in force. What fails is tried again, as after any failed pass."""
-        assert self.trial  # noqa: S101 - who calls has looked
-        assert self.good  # noqa: S101 - there is one from the start on
-        ended, self.trial = self.trial, None
-        self.bulletin.counters = {**ended.counters, **self.bulletin.counters}
-        doubt = lastgood.in_doubt(self._path, self.good)
-        self.bulletin.refused = (
-            (lastgood.not_confirmed(self._path),) if doubt else self.bulletin.refused or ended.refused
-        )
-        notify.reloading("ending a trial")
-        self._ended(why, self._back())
-        self._tell()
-
-    def _back(self) -> str:
-        """Put the good policy back in force, as far as the kernel lets; say how much was changed."""
-        assert self.good  # noqa: S101 - there is one from the start on
+    def back(self) -> Outcome | None:
+        """Put the good policy back in force; None where that failed: it is tried again, as after any failed pass."""
+        self._instead = None
         self._surroundings.stale()
         try:
-            changes = told_changes(len(self._reconcile(self.good, lambda: None).plan))
+            return self._reconcile(self.policy, lambda: None)
         except NftguardError as error:
             self._failed(error)
-            changes = "not done yet"
-        notify.ready(self.bulletin.sentence())
-        return changes
-
-    def _ended(self, why: str, changes: str) -> None:
-        log().warning("trial_ended", why=why, summary=status.summary(self.bulletin.desired), changes=changes)
+            return None
 
     def lift(self, cause: str) -> None:
         """Take the rules away; their counters' totals are kept. Raises KernelError."""
@@ -260,17 +238,17 @@ class Keeper:
         self.bulletin.standing = Standing(State.UNPROTECTED, (f"lifted by {cause}",))
 
     def _totals(self) -> dict[str, Counter]:
-        """Give the counters as they were last seen, also of what a trial has put aside."""
-        return {**(self.trial.counters if self.trial else {}), **self.bulletin.counters}
+        """Give the counters as they were last seen, also of what is put aside."""
+        return {**self._aside, **self.bulletin.counters}
 
     def _save(self) -> None:
         try:
-            self._keep()
+            self.keep()
         except OSError as error:
             self.bulletin.complain(lastgood.path(), error)
 
-    def _keep(self) -> None:
-        """Write the last good policy, which one on trial is not. Raises OSError."""
+    def keep(self) -> None:
+        """Write the last good policy, which one instead of it is not. Raises OSError."""
         if self.good:
             # Of what is looked up, only what is sure to hold at the next boot: users and groups.
             host = replace(self._surroundings.host(self.good.config), network=Network())

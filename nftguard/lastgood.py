@@ -9,16 +9,14 @@ apply` or a reload alone to take, not for a start.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nftguard import bootscript, nftscript, policy, state
-from nftguard.config import Config, files
+from nftguard.config import Config
 from nftguard.config import load as load_config
 from nftguard.model import Counter
 from nftguard.plan import Plan, create
@@ -55,7 +53,7 @@ def read(config: Path, counters: Mapping[str, Counter]) -> LastGood:
 
     A file that changes while it is read gets a fingerprint that fits none.
     """
-    mark, read_from = bootscript.fingerprint(str(config)), fingerprint(config)
+    mark, read_from = bootscript.fingerprint(str(config)), bootscript.fingerprint(str(config), besides=())
     found = load_config(config)
     whole = mark == bootscript.fingerprint(str(config))
     return LastGood(found, counters, mark if whole else UNKNOWN, read_from if whole else "")
@@ -92,22 +90,6 @@ def load() -> LastGood | None:
         return None
 
 
-def fingerprint(config: Path) -> str:
-    """Hash the configuration's files, and nothing else: as `b2sum -l 128 FILE... | b2sum -l 128` does, and boot.sh.
-
-    An upgrade of the program, which changes `bootscript.fingerprint`, must not lift a doubt.
-    """
-    listing = blake2b(digest_size=16)
-    with contextlib.suppress(OSError):
-        for file in files(config):
-            with contextlib.suppress(OSError):
-                # A FIFO would be waited for.
-                with open(file, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
-                    content = blake2b(stream.read() or b"", digest_size=16)
-                listing.update(f"{content.hexdigest()}  {file}\n".encode(errors="surrogateescape"))
-    return listing.hexdigest()
-
-
 def doubt(mark: str) -> None:
     """Note that these files are on trial, by their fingerprint, so that it outlives a power cut. Raises OSError."""
     path = _doubt()
@@ -126,8 +108,8 @@ def settle(folder: Path) -> None:
 
 def in_doubt(config: Path, good: LastGood) -> bool:
     """Whether the files, as they are, were put on trial and never became the last good policy."""
-    mark = _doubted()
-    return bool(mark) and mark == fingerprint(config) and good.mark != bootscript.fingerprint(str(config))
+    alone = bootscript.fingerprint(str(config), besides=())  # else an upgrade of the program would lift the doubt
+    return alone == _doubted() and good.mark != bootscript.fingerprint(str(config))
 
 
 def not_confirmed(config: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def _session(environ: Path) -> Session | None:
         variables = environ.read_bytes().split(b"\0")
         value = next(one for one in variables if one.startswith(b"SSH_CONNECTION=")).decode("ascii")
         client, client_port, server, server_port = value.partition("=")[2].split()
-        return Session(client.partition("%")[0], int(client_port), server.partition("%")[0], int(server_port))
+        ends = [str(ipaddress.ip_address(end.partition("%")[0])) for end in (client, server)]  # or "UNKNOWN"
+        return Session(ends[0], int(client_port), ends[1], int(server_port))
     except (OSError, StopIteration, ValueError):
         return None
 

@@ -1,4 +1,4 @@
-"""Names that others choose, made fit for a record and a terminal: of processes, cgroups, users and files."""
+"""Names that others choose, made fit for a record and a terminal: of processes, cgroups, users and files. Pure."""
 
 from __future__ import annotations
 

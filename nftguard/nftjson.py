@@ -1,4 +1,4 @@
-"""The kernel's JSON reply to the live Table. Pure; every nft version's quirks live here.
+"""The kernel's JSON reply to the live Table; every nft version's quirks live here. Pure.
 
 The schema is libnftables-json(5). Whatever this module does not know becomes `Foreign` or a `foreign` mark, which no
 desired table has, so that it shows as drift: a reply is never guessed at.

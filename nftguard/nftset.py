@@ -5,7 +5,6 @@ libnftables 1.0.6 lists one set at a time, 0.2 ms each whatever is in it, and tw
 
 from __future__ import annotations
 
-import socket
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from nftguard.model import Set
 
 END, CATCHALL = 1, 2  # linux/include/uapi/linux/netfilter/nf_tables.h, enum nft_set_elem_flags
-_PROTOCOLS = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp", socket.IPPROTO_SCTP: "sctp", 33: "dccp"}
+_PROTOCOLS = {6: "tcp", 17: "udp", 33: "dccp", 132: "sctp"}  # as IANA numbers them
 _SIZES = {
     "uid": 4,
     "gid": 4,

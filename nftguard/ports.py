@@ -42,7 +42,7 @@ def resolve(wanted: Sequence[Ports], unwanted: Sequence[Ports]) -> tuple[Ports, 
     What remains is sorted and does not overlap. A port inside one of the block's own wide ranges belongs to it.
     """
     holes = merge(unwanted)
-    stretches = [rest for ports in merge(ports for ports in wanted if ports.wide) for rest in _without(ports, holes)]
+    stretches = [rest for ports in merge(ports for ports in wanted if ports.wide) for rest in without(ports, holes)]
     wide = [rest for rest in stretches if rest.wide]
     narrow = [ports for ports in wanted if not ports.wide] + [rest for rest in stretches if not rest.wide]
     single = {port for ports in narrow for port in range(ports.first, ports.last + 1)}
@@ -50,18 +50,19 @@ def resolve(wanted: Sequence[Ports], unwanted: Sequence[Ports]) -> tuple[Ports, 
     return tuple(sorted([*(Ports(port, port) for port in single), *wide]))
 
 
-def merge(ranges: Iterable[Ports]) -> list[Ports]:
-    """Join ranges that overlap."""
+def merge(ranges: Iterable[Ports], *, touching: bool = False) -> list[Ports]:
+    """Join ranges that overlap and, if `touching`, those where the next begins right behind; give them sorted."""
     merged: list[Ports] = []
     for ports in sorted(ranges):
-        if merged and ports.first <= merged[-1].last:
+        if merged and ports.first <= merged[-1].last + touching:
             merged[-1] = Ports(merged[-1].first, max(merged[-1].last, ports.last))
         else:
             merged.append(ports)
     return merged
 
 
-def _without(ports: Ports, holes: Iterable[Ports]) -> list[Ports]:
+def without(ports: Ports, holes: Iterable[Ports]) -> list[Ports]:
+    """Give what is left of a range; the holes are sorted, as `merge` gives them."""
     rest, first = [], ports.first
     for hole in holes:
         if hole.last < first or hole.first > ports.last:

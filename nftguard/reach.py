@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from nftguard.model import Table
     from nftguard.network import Link
 
+PROC = Path("/proc")
+
+_TRIES = 5  # a list that is not there would take a warning back, and the next one would give it anew
 _GUESTS = {"macvlan", "macvtap", "ipvlan", "ipvtap"}
 _TUNNELS = {
     *("wireguard", "tun", "ipip", "sit", "ip6tnl", "gre", "gretap", "ip6gre", "ip6gretap", "vxlan", "geneve"),
@@ -23,22 +26,31 @@ _TUNNELS = {
 }
 
 
-def unreached(table: Table, proc: Path = Path("/proc"), links: Sequence[Link] | None = None) -> list[str]:
+def open_ways(table: Table, proc: Path = PROC, links: Sequence[Link] | None = None) -> list[str]:
+    """Name the ways of others through this host that a block could have a hook for, and none has; as `unreached`.
+
+    It costs two small files and, without the hook bridge, one listing of the links.
+    """
+    lines = []
+    if base_chain(Hook.FORWARD) not in table.chains and (routed := _routed(proc)):
+        lines.append(f"what this host routes for others ({' and '.join(routed)}): no block has the hook forward")
+    if base_chain(Hook.BRIDGE) not in table.chains:
+        found = _links() if links is None else links
+        masters = {link.master for link in found}  # a bridge without ports, as docker0 often is, carries nothing
+        if bridges := _named([link for link in found if link.index in masters], {"bridge"}):
+            lines.append(f"what goes from port to port of a bridge ({bridges}): no block has the hook bridge")
+    return lines
+
+
+def unreached(table: Table, proc: Path = PROC, links: Sequence[Link] | None = None) -> list[str]:
     """Name what applies here, each in one line: for a table, and, where they are not given, this host's links."""
     found = _links() if links is None else links
-    forwards = base_chain(Hook.FORWARD) in table.chains
-    switches = {"IPv4": "ipv4/ip_forward", "IPv6": "ipv6/conf/all/forwarding"}
-    routed = [name for name, path in switches.items() if _read(proc / "sys/net" / path) not in {"", "0"}]
-    lines = []
-    if routed and not forwards:
-        lines.append(f"what this host routes for others ({' and '.join(routed)}): no block has the hook forward")
+    lines, routed, forwards = open_ways(table, proc, found), _routed(proc), base_chain(Hook.FORWARD) in table.chains
     # With connection tracking, fragments are put together before they are looked at.
     if "IPv6" in routed and forwards and not (proc / "sys/net/netfilter/nf_conntrack_frag6_timeout").exists():
         lines.append(
             "routed IPv6 fragments whose first one is too short to hold the ports: most systems refuse them (RFC 7112)"
         )
-    if (bridges := _named(found, {"bridge"})) and base_chain(Hook.BRIDGE) not in table.chains:
-        lines.append(f"what goes from port to port of a bridge ({bridges}): no block has the hook bridge")
     if guests := _named(found, _GUESTS):
         lines.append(f"guests on macvlan and ipvlan interfaces ({guests}): what they send meets none of these rules")
     if count := _namespaces(proc):
@@ -53,12 +65,22 @@ def unreached(table: Table, proc: Path = Path("/proc"), links: Sequence[Link] | 
     return lines
 
 
+def _routed(proc: Path) -> list[str]:
+    """Name the IP versions that this host routes for others."""
+    switches = {"IPv4": "ipv4/ip_forward", "IPv6": "ipv6/conf/all/forwarding"}
+    return [name for name, path in switches.items() if _read(proc / "sys/net" / path) not in {"", "0"}]
+
+
 def _links() -> list[Link]:
-    try:
-        with netlink.open_socket(netlink.NETLINK_ROUTE, 1 << 20) as sock:
-            return rtnl.links(sock)
-    except OSError:
-        return []
+    for _ in range(_TRIES):
+        try:
+            with netlink.open_socket(netlink.NETLINK_ROUTE, 1 << 20) as sock:
+                return rtnl.links(sock)
+        except InterruptedError:  # one came or went in the middle
+            continue
+        except OSError:
+            break
+    return []
 
 
 def _named(links: Sequence[Link], kinds: set[str]) -> str:

@@ -55,6 +55,8 @@ def _service(name: str) -> int:
             return socket.getservbyname(name, protocol)
         except (OSError, UnicodeError, ValueError):  # unknown here, not ASCII, a zero byte
             continue
+    if "," in name:
+        raise ValueError(f"no service {name!r}; each port is an entry of its own")
     if not SERVICES.exists():
         raise ValueError(f"no service {name!r}: this host has no {SERVICES} (package netbase); write the number")
     raise ValueError(f"no service {name!r} in {SERVICES}{_nearest(name, known_services())}; write the number")

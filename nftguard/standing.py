@@ -3,41 +3,54 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from nftguard import bootscript, bulletin, control, policy, state, status, surroundings
-from nftguard.allowances import Allowances
-from nftguard.config import load
+from nftguard import control, policy, reach, state, status
+from nftguard.allowed import book
+from nftguard.desired import wanted
 from nftguard.errors import ConfigError, UnavailableError
-from nftguard.kernel import Nftables
 from nftguard.model import Table
 from nftguard.status import STALE, State
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-def from_kernel(config: Path) -> tuple[dict[str, Any], int]:
-    """Give the document and the exit code, from the kernel's state. Raises NotPermittedError, KernelError."""
-    kernel = Nftables()
+    from nftguard.kernel import Nftables
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How things stand by the kernel's state, and the tables that were compared."""
+
+    document: dict[str, Any]
+    exit_code: int
+    live: Table | None
+    desired: Table | None
+    """None where the configuration is refused."""
+
+
+def from_kernel(config: Path, kernel: Nftables) -> Seen:
+    """Look at the kernel's state. Raises NotPermittedError, KernelError."""
     live = kernel.snapshot()
     desired: Table | None = None
     reasons: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
-    book = Allowances(lambda *_: None)
     try:
-        wanted = load(config)
-        allowed = book.current()
-        host, problems = surroundings.once(wanted, allowed)
-        desired = policy.build(wanted, kernel.features, host, allowed)
+        found = wanted(config)
+        desired, problems, listing = found.table(kernel.features), found.problems, found.listing
     except ConfigError as error:
-        reasons = tuple(map(str, error.problems))
-    word = state.read_status() if control.listening(Path(bootscript.run_dir()) / "control") else None
+        reasons, listing = tuple(map(str, error.problems)), book.read().listing()
+    word = state.read_status() if control.listening() else None
     if word and word["daemon"]["namespace"] != state.namespace():
         reasons += ("a daemon runs, but it guards another network namespace",)
         word = None
     if word and word["state"] == State.DEGRADED:  # what only the daemon met, as a file that it may not read
         reasons += tuple(reason for reason in word["reasons"] if reason not in reasons)
+    if word and (end := word["daemon"]["suspended"]):
+        reasons = (f"the rules were lifted, {end}", *reasons)
     judged = status.judge(live, desired, reasons)
-    found = status.document(
+    document = status.document(
         judged,
         live,
         seen={
@@ -45,12 +58,13 @@ def from_kernel(config: Path) -> tuple[dict[str, Any], int]:
             for row in (word or {}).get("ports", [])
             if row["last_seen"]
         },
-        warnings=bulletin.warnings(live or Table()) + problems,
-        allowed=book.listing(),
+        # The daemon knows more: why a name is not looked up, say.
+        warnings=tuple(word["warnings"]) if word else (*reach.open_ways(live or Table()), *problems),
+        allowed=listing,
         daemon=(word or {}).get("daemon"),
         at=time.time(),
     )
-    return found, judged.state.exit_code
+    return Seen(document, judged.state.exit_code, live, desired)
 
 
 def last_word() -> tuple[dict[str, Any], int]:

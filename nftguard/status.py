@@ -7,11 +7,12 @@ from enum import StrEnum
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from nftguard import granted, plan
+from nftguard import plan
+from nftguard.allowed import words
 from nftguard.model import ORPHAN, OWNED, Chain, Hook, Vmap
 from nftguard.policy import blocked
 from nftguard.ports import merge
-from nftguard.wording import local_time, many
+from nftguard.wording import lasting, local_time, many
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -122,7 +123,7 @@ def render(found: Mapping[str, Any], width: int | None = None) -> str:
     lines = [f"{found['state']}: {found['summary']}"]
     lines += [f"  - {reason}" for reason in found["reasons"]]
     lines += [f"  warning: {warning}" for warning in found["warnings"]]
-    lines += granted.lines(found["allowed"], found["at"])
+    lines += words.lines(found["allowed"], found["at"])
     if daemon := found["daemon"]:
         owns = "owns the table, " if daemon["owner"] else ""
         lines.append(f"daemon: process {daemon['pid']}, {owns}since {local_time(daemon['since'])}")
@@ -149,10 +150,4 @@ def render(found: Mapping[str, Any], width: int | None = None) -> str:
 
 
 def _ago(when: float | None, now: float) -> str:
-    if when is None:
-        return "-"
-    seconds = max(0, int(now - when))
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds // length} {unit} ago"
-    return f"{seconds} s ago"
+    return "-" if when is None else f"{lasting(now - when)} ago"

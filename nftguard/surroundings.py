@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,13 +23,17 @@ from nftguard.who.users import Users
 from nftguard.wire import rtnl
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from nftguard.allow import Allowance
     from nftguard.config import Config
     from nftguard.resolver.known import Names
 
 _ROOT = Path("/sys/fs/cgroup")  # nft looks paths of control groups up below it, wherever v2 is mounted
+_UNIT_FOLDERS = (
+    *(f"/{at}/systemd/system" for at in ("etc", "run", "usr/local/lib", "usr/lib", "lib")),
+    *(f"/run/systemd/{at}" for at in ("generator", "generator.early", "generator.late", "transient")),
+)
 _PATH = re.compile(r"[A-Za-z0-9:_.@\\/-]+")  # what can stand in quotes in an nft script
 
 
@@ -112,6 +119,9 @@ class Surroundings:
     def problems(self, config: Config) -> tuple[str, ...]:
         """Tell what in the configuration stands for nothing on this host, so that nothing passes for it."""
         found = []
+        tree = self._tree()
+        links = {name for _, name in socket.if_nameindex()}
+        files = _unit_files() if needs_units(config) else set()
         for block in config.block:
             for what, listed, ids in (
                 ("user", block.allow.users, self._users.ids()),
@@ -119,10 +129,21 @@ class Surroundings:
             ):
                 missing = [word for word in listed if not word.isdigit() and word not in ids]
                 found += [
-                    f"block {block.name} allows the {what} {shown(word)}, which is not in /etc/"
+                    f"block {block.name} allows the {what} {shown(word)}{_near(word, ids)}, which is not in /etc/"
                     f"{'passwd' if what == 'user' else 'group'}: nothing passes for it until it is"
                     for word in missing
                 ]
+            found += [
+                f"block {block.name} allows the interface {word}, which this host does not have now"
+                for word in block.allow.interfaces
+                if not any(link == word or (word.endswith("*") and link.startswith(word[:-1])) for link in links)
+            ]
+            found += [
+                f"block {block.name} allows the unit {unit}{_near(unit, files)}, which does not run and has no file: "
+                "nothing passes for it"
+                for unit in block.allow.units
+                if tree is not None and not tree.unit(unit) and not _has_file(unit, files)
+            ]
         if needs_units(config) and self._tree() is None and (why := self._trouble()):
             found.append(f"units are allowed, but nothing passes for them: {why}")
         if self._problem:
@@ -137,11 +158,31 @@ class Surroundings:
             names = needs_names(config)
             there = self._resolved(names)
             found += [
-                f"{name}: no address is known yet, so nothing passes for it; the running service looks it up"
+                f"{name}: no address is known yet, so nothing passes for it; the daemon looks it up once it runs"
                 for name in sorted(names)
                 if not there.get(name)
             ]
         return tuple(found)
+
+
+def _near(word: str, known: Iterable[str]) -> str:
+    near = get_close_matches(word, known, n=1, cutoff=0.8)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _unit_files() -> set[str]:
+    """List the files of units that systemd would find (systemd.unit(5))."""
+    found: set[str] = set()
+    for folder in _UNIT_FOLDERS:
+        with suppress(OSError):
+            found.update(os.listdir(folder))  # noqa: PTH208 - names alone are wanted
+    return found
+
+
+def _has_file(unit: str, files: set[str]) -> bool:
+    """Whether a unit may be started: from its file or its template's, or without one, as scopes and slices are."""
+    name, _, kind = unit.rpartition(".")
+    return kind in {"scope", "slice"} or unit in files or f"{name.partition('@')[0]}@.{kind}" in files
 
 
 def needs_units(config: Config, allowances: tuple[Allowance, ...] = ()) -> set[str]:

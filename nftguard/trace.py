@@ -25,8 +25,8 @@ from nftguard.model import (
     Reject,
     Rule,
     Set,
-    Underway,
     Table,
+    Underway,
     Update,
     Verdict,
     Vmap,
@@ -115,8 +115,9 @@ class _Walk:
                     self._decide(chain, ())
                     outcome = "drop"
                 if outcome == "drop":
-                    unless = tuple(step for step in self.unless if step.block == self.steps[-1].block)
-                    return Trace(False, tuple(self.steps), unless)
+                    unless = [step for step in self.unless if step.block == self.steps[-1].block]
+                    # A unit is looked for at every level, by rules that nft lists alike.
+                    return Trace(False, tuple(self.steps), tuple(dict.fromkeys(unless)))
         except _UnsureError as error:
             return Trace(None, tuple(self.steps), reason=str(error))
         return Trace(True, tuple(self.steps))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ipaddress
 import re
 import string
+from difflib import get_close_matches
 
 LOCAL = "@local"
 """The networks that this host is on, among addresses."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 _RATE = re.compile(r"([1-9]\d{0,5})\s*/\s*(second|minute|hour|day)\s+per\s+flow")
-_DURATION = re.compile(r"([1-9]\d{0,5})\s*(s|sec|m|min|h|hour|d|day)?")
+_DURATION = re.compile(r"([1-9][0-9]{0,5})\s*(s|sec|m|min|h|hour|d|day)?")
 _SECONDS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400}
 _PREFIX_FIELDS = ("block", "hook", "protocol", "port")
 # nft expands $names inside a quoted prefix, knows no escape for a quote, and the log wants one line.
@@ -20,7 +21,9 @@ _ACCOUNT = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}\$?")  # useradd(8), and th
 _MOST_ID = (1 << 32) - 2  # the last one means "no change" to chown(2)
 _UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]{1,246}")  # systemd.unit(5)
 _UNIT_TYPES = (".service", ".scope", ".slice", ".socket", ".mount", ".swap")  # which have control groups
-_INTERFACE = re.compile(r"[A-Za-z0-9_.:@-]{1,15}|[A-Za-z0-9_.:@-]{1,14}\*")  # IFNAMSIZ is 16 with its zero
+_MOST_INTERFACE = 15  # characters; IFNAMSIZ is 16 with its zero
+_INTERFACE = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9_.@-]+\*?")  # dev_valid_name, net/core/dev.c: also no '/' and no ':'
+_MAPPED = ipaddress.IPv6Network("::ffff:0.0.0.0/96")  # RFC 4291, 2.5.5.2
 _HOST = re.compile(
     r"(?=.{1,253}\Z)(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 )
@@ -62,12 +65,16 @@ def name(value: object) -> str:
     return str(value)
 
 
-def duration(value: object) -> int:
-    """Read a time as seconds: `30s`, `5min`, `1h`; without a unit it is in seconds."""
+def duration(value: object, most: int = 86400) -> int:
+    """Read a time as seconds, from 1 to `most`: `30s`, `5min`, `1h`; without a unit it is in seconds.
+
+    `most` is whole hours, or from a day on whole days.
+    """
     found = _DURATION.fullmatch(value) if isinstance(value, str) else None
     seconds = int(found[1]) * _SECONDS[found[2] or "s"] if found else 0
-    if not 1 <= seconds <= 86400:
-        raise ValueError(f"{toml(value)} is not a time between '1s' and '1d', like '30s', '5min' or '1h'")
+    if not 1 <= seconds <= most:
+        longest = f"{most // 86400}d" if most >= 86400 else f"{most // 3600}h"
+        raise ValueError(f"{toml(value)} is not a time between '1s' and '{longest}', like '30s', '5min' or '1h'")
     return seconds
 
 
@@ -97,7 +104,9 @@ def prefix(value: object) -> str:
 
 def account(value: object) -> str:
     """Read a user or a group: its name, or its number."""
-    word = str(value) if isinstance(value, int) and not isinstance(value, bool) else text(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"is a name in quotes, or a whole number, not {toml(value)}")
+    word = toml(value) if isinstance(value, int) else value
     if word.isascii() and word.isdigit() and len(word) <= 10 and int(word) <= _MOST_ID:
         return str(int(word))
     if not _ACCOUNT.fullmatch(word):
@@ -111,7 +120,9 @@ def unit(value: object) -> str:
     if not _UNIT.fullmatch(word):
         raise ValueError(f"{toml(value)} is no name of a systemd unit; `systemctl list-units` lists them")
     if not word.endswith(_UNIT_TYPES):
-        whole = f"did you mean '{word}.service'?" if "." not in word else "a timer or target, say, sends nothing"
+        stem, dot, suffix = word.rpartition(".")
+        near = get_close_matches(f".{suffix}", _UNIT_TYPES, n=1, cutoff=0.75) if dot else [".service"]
+        whole = f"did you mean '{stem if dot else word}{near[0]}'?" if near else "a timer or target, say, sends nothing"
         raise ValueError(f"{word!r} does not end with {', '.join(_UNIT_TYPES)}; {whole}")
     if word.startswith("-") or "@." in word:
         raise ValueError(f"{word!r} is a template or the root; name an instance, as in 'name@instance.service'")
@@ -123,6 +134,13 @@ def interface(value: object) -> str:
     word = text(value)
     if word == "*":
         raise ValueError("'*' is every interface; take the hook out of the block instead")
+    device, colon, _ = word.partition(":")
+    if colon and _INTERFACE.fullmatch(device):
+        raise ValueError(
+            f"{toml(word)} is a label of {device}, no interface; list {device!r}, or its address under from"
+        )
+    if len(word) > _MOST_INTERFACE:
+        raise ValueError(f"{toml(word)} is too long for the name of an interface: at most 15 characters")
     if not _INTERFACE.fullmatch(word):
         raise ValueError(f"{toml(value)} is no name of an interface, like 'eth0', or 'wg*' for all that begin with it")
     return word
@@ -141,14 +159,25 @@ def place(value: object) -> str:
         return _host(word)
     if "/" in word and str(ipaddress.ip_interface(word).ip) != str(network.network_address):
         raise ValueError(f"{word!r} is an address within {network}; write the one or the other")
-    if network.prefixlen == 0:
+    if network.prefixlen == 0 or network == _MAPPED:
         raise ValueError(f"{word!r} is everybody; take the port out of the block instead")
+    if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
+        written = ipaddress.IPv4Network((int(network.network_address) & 0xFFFFFFFF, network.prefixlen - 96))
+        raise ValueError(f"{word!r} is IPv4, which no packet carries as IPv6; write {_short(written)}")
     if "%" in word:
         raise ValueError(f"{word!r} names an interface; list that under interfaces")
+    return _short(network)
+
+
+def _short(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
     return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
 
 
 def _host(word: str) -> str:
+    if word.lower() == "local":
+        raise ValueError(f"{word!r} is no host's name; did you mean {LOCAL!r}?")
+    if word.lower() == "lo":
+        raise ValueError("'lo' is an interface, list it under interfaces; its addresses are '127.0.0.0/8' and '::1'")
     if not _HOST.fullmatch(word.removesuffix(".")):
         raise ValueError(
             f"{toml(word)} is no address, prefix or host name; write them as '198.51.100.7', '10.0.0.0/8', "

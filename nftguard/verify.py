@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 from nftguard import canary, policy, reach, standing, trace
 from nftguard.canary import Canary, Fate
-from nftguard.config import load
-from nftguard.errors import ConfigError, UnavailableError
+from nftguard.errors import UnavailableError
 from nftguard.kernel import Nftables
 from nftguard.model import Hook, Table
 from nftguard.packet import Packet
 from nftguard.status import State
-from nftguard.who.cgroups import mounted
+from nftguard.who.cgroups import ids, mounted
+from nftguard.wire.route import toward
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from nftguard.canary import Route
     from nftguard.model import Protocol
     from nftguard.ports import Ports
     from nftguard.trace import Trace
     from nftguard.wire.nfnl import Nfnl
+    from nftguard.wire.route import Way
 
 UNPROVEN = 3
 """The exit code of `nftguard verify` where nothing is wrong, but not everything could be tried."""
@@ -109,13 +109,11 @@ def _wrapped(mark: str, text: str) -> list[str]:
 
 def verify(config: Path) -> Findings:
     """Check everything. Raises NotPermittedError, KernelError, UnavailableError."""
-    found, _ = standing.from_kernel(config)
     with closing(Nftables()) as kernel:
-        live = kernel.snapshot()
-        try:
-            wanted = policy.build(load(config))
-        except ConfigError:  # told by the first check; what is in force is to hold all the same
-            wanted = live or Table()
+        seen = standing.from_kernel(config, kernel)
+        found, live = seen.document, seen.live
+        # Where the configuration is refused, which the first check tells, what is in force is to hold all the same.
+        wanted = seen.desired or live or Table()
         checks = (_rules(found), *canaries(kernel.nfnl, live, wanted), _daemon(found["daemon"]))
     return Findings(found["summary"], checks, tuple(reach.unreached(live or wanted)))
 
@@ -154,7 +152,7 @@ def canaries(nfnl: Nfnl, live: Table | None, wanted: Table) -> list[Check]:
     if not targets:
         return [*notes, Check("packets", Result.SKIPPED, "no block is on output, and no other can be tried from here")]
     ways = {
-        version: {address: way for address in addresses if (way := canary.route(address))}
+        version: {address: way for address in addresses if (way := _way(address))}
         for version, addresses in canary.ADDRESSES.items()
     }
     if not any(ways.values()):
@@ -175,6 +173,13 @@ def canaries(nfnl: Nfnl, live: Table | None, wanted: Table) -> list[Check]:
     return checks + notes
 
 
+def _way(destination: str) -> Way | None:
+    try:
+        return toward(destination)
+    except UnavailableError:
+        return None
+
+
 class _Sender:
     def __init__(self, nfnl: Nfnl, live: Table | None, wanted: Table) -> None:
         self.nfnl, self.live, self.wanted = nfnl, live, wanted
@@ -183,7 +188,7 @@ class _Sender:
         self.groups = _own_groups()
 
     def check(
-        self, block: str, protocol: Protocol, version: int, ports: Sequence[Ports], ways: Mapping[str, Route]
+        self, block: str, protocol: Protocol, version: int, ports: Sequence[Ports], ways: Mapping[str, Way]
     ) -> Check:
         what = f"{block} {protocol} over IPv{version}"
         combined = product((stretch.first for stretch in ports), ways, self.users)
@@ -209,7 +214,7 @@ class _Sender:
             return Check(what, Result.SKIPPED, f"{where} was stopped before nftguard saw it: by another's rules")
         return Check(what, Result.FAILED, f"{where} was {fate}")
 
-    def _choose(self, block: str, tried: Iterable[Canary], ways: Mapping[str, Route]) -> tuple[Canary, Trace | None]:
+    def _choose(self, block: str, tried: Iterable[Canary], ways: Mapping[str, Way]) -> tuple[Canary, Trace | None]:
         """Choose a canary that the block itself should stop; give with it what the live rules say of it."""
         best: tuple[int, Canary, Trace | None] | None = None
         for bird in tried:
@@ -222,7 +227,7 @@ class _Sender:
         assert best  # noqa: S101 - a block has ports
         return best[1:]
 
-    def _expect(self, bird: Canary, way: Route) -> Trace | None:
+    def _expect(self, bird: Canary, way: Way) -> Trace | None:
         if self.live is None:
             return None
         return trace.walk(
@@ -260,8 +265,6 @@ def _own_groups() -> tuple[int, ...] | None:
     """Give the ids of the control groups that this process is in, from below the root on; None where not known."""
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-        path = next(line[3:] for line in lines if line.startswith("0::")).strip("/")
-        folders = [mounted() / path, *(mounted() / path).parents][: path.count("/") + 1] if path else []
-        return tuple(folder.stat().st_ino for folder in reversed(folders))
+        return ids(mounted(), next(line[3:] for line in lines if line.startswith("0::")))
     except (OSError, StopIteration, UnavailableError):
         return None

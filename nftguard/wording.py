@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+_UNITS = (("d", 86400), ("h", 3600), ("min", 60))
+
 
 def many(count: int, what: str) -> str:
     """Say how many: `1 attempt`, `2,000 attempts`."""
@@ -18,3 +20,11 @@ def endpoint(address: str, port: int | str) -> str:
 def local_time(moment: float) -> str:
     """Write a moment, in seconds since the epoch, as date and time here: `2026-11-24 10:00:00`."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+
+
+def lasting(seconds: float) -> str:
+    """Say how long, the smaller units left out: `45 s`, `29 min`, `2 h`, `7 d`; never more than it is."""
+    for unit, size in _UNITS:
+        if seconds >= 2 * size or seconds == size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{max(0, int(seconds))} s"

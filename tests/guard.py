@@ -20,7 +20,21 @@ if TYPE_CHECKING:
 PATIENCE = 15.0  # seconds; only a failing test waits that long
 
 
-class Guard:
+class Running:
+    """A program that is ended where the block that uses it ends."""
+
+    process: subprocess.Popen[str]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(PATIENCE)
+
+
+class Guard(Running):
     """One `nftguard run`. Its environment is that of the test, with the folders that the fixture `folders` made."""
 
     def __init__(
@@ -44,13 +58,8 @@ class Guard:
             stderr=self._log,
         )
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(PATIENCE)
+        super().__exit__()
         self._socket.close()
         self._log.close()
 

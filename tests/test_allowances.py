@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nftguard import allow, allowances, grants
-from nftguard.allowances import KEEP_EVERY, Allowances, Clocks
+from nftguard import allow
+from nftguard.allowed import book as books
+from nftguard.allowed.book import KEEP_EVERY, Allowances, Clocks
+from nftguard.allowed.grant import MOST_SECONDS
 from nftguard.errors import NftguardError
 from nftguard.model import Hook, Protocol
 from tests.world import USER, World, asked, left, selected
@@ -85,19 +87,19 @@ def test_what_fits_is_taken_back_and_the_rest_stays(world: World) -> None:
 def test_there_are_only_so_many(world: World) -> None:
     book = world.book()
     with mock.patch("nftguard.state.write"):
-        for number in range(allowances.MOST):
+        for number in range(books.MOST):
             book.grant(asked(user=str(number)))
         with pytest.raises(NftguardError, match=r"256 allowances are in force.*nftguard deny"):
             book.grant(asked(user="256"))
         book.grant(asked(user="255", seconds=5))
         world.wait(6)
         book.grant(asked(user="256"))
-    assert len(book.current()) == allowances.MOST
+    assert len(book.current()) == books.MOST
 
 
 def test_another_process_goes_on_with_it(world: World) -> None:
     world.book().grant(asked())
-    mode = allowances.path().stat().st_mode & 0o777
+    mode = books.path().stat().st_mode & 0o777
     world.wait(100)
     world.wall -= 1e6
     book = world.book()
@@ -156,10 +158,10 @@ def test_where_the_boot_is_not_known_nothing_outlives_the_process(world: World) 
 
 
 def test_this_boot_has_a_name_and_a_clock() -> None:
-    assert allowances.boot() == allowances.boot() != ""
-    assert len(allowances.boot().split()) == 2
-    before = allowances.clocks().elapsed()
-    assert 0 < before <= allowances.clocks().elapsed()
+    assert books.boot() == books.boot() != ""
+    assert len(books.boot().split()) == 2
+    before = books.clocks().elapsed()
+    assert 0 < before <= books.clocks().elapsed()
 
 
 STEPS = st.one_of(
@@ -243,7 +245,7 @@ def with_(key: str, value: object) -> str:
 
 def test_the_file_is_read_as_it_is_written(world: World) -> None:
     """Else the tests of files that are refused would prove nothing."""
-    allowances.path().write_text(json.dumps(GOOD))
+    books.path().write_text(json.dumps(GOOD))
     assert left(world.book()) == {587: 50}
 
 
@@ -251,10 +253,10 @@ def test_the_file_is_read_as_it_is_written(world: World) -> None:
 def test_a_file_that_says_more_gives_no_more(world: World, boots: int, rest: int) -> None:
     world.boots = boots
     far = {"end": 1e11, "left": 1e11, "until": 1e11, "persist": boots == 1}
-    allowances.path().write_text(json.dumps(GOOD | {"grants": [GOOD["grants"][0] | far]}))
+    books.path().write_text(json.dumps(GOOD | {"grants": [GOOD["grants"][0] | far]}))
     assert sum(left(world.book()).values()) == rest
     far["persist"] = True
-    allowances.path().write_text(json.dumps(GOOD | {"grants": [GOOD["grants"][0] | far]}))
+    books.path().write_text(json.dumps(GOOD | {"grants": [GOOD["grants"][0] | far]}))
     assert left(world.book()) == {587: 1800}
 
 
@@ -277,7 +279,7 @@ def test_a_file_that_says_more_gives_no_more(world: World, boots: int, rest: int
     ids=lambda text: text[:20],
 )
 def test_a_file_of_no_use_is_ignored_and_says_why(world: World, text: str) -> None:
-    allowances.path().write_bytes(text.encode("latin-1"))
+    books.path().write_bytes(text.encode("latin-1"))
     book = world.book()
     assert (book.current(), book.ended()) == ((), [])
     assert book.ignored
@@ -287,10 +289,10 @@ def test_a_file_of_no_use_is_ignored_and_says_why(world: World, text: str) -> No
 
 
 def test_what_is_no_file_is_not_waited_for(world: World) -> None:
-    os.mkfifo(allowances.path())
-    assert "no regular file" in world.book().ignored
-    allowances.path().unlink()
-    allowances.path().mkdir()
+    os.mkfifo(books.path())
+    assert "not a regular file" in world.book().ignored
+    books.path().unlink()
+    books.path().mkdir()
     assert world.book().ignored
 
 
@@ -303,10 +305,10 @@ def test_no_file_opens_more_than_could_be_asked_for(data: st.DataObject) -> None
     where = data.draw(st.sampled_from([document, *document["grants"]]))
     where[data.draw(st.sampled_from([*where, "x"]))] = data.draw(odd)
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, STATE_DIRECTORY=folder):
-        allowances.path().write_text(json.dumps(document))
+        books.path().write_text(json.dumps(document))
         book = World().book()
     for one in book.current():
-        assert 1 <= one.left <= grants.MOST_SECONDS
+        assert 1 <= one.left <= MOST_SECONDS
         assert one.kind in allow.KINDS
         assert (one.kind == "ports") == (one.value == "")
 
@@ -324,5 +326,5 @@ def test_where_it_cannot_be_written_that_is_told_and_what_was_taken_back_stays_s
     book.grant(asked(ports="25"))
     assert left(book) == {587: 1800, 25: 1800}, "for as long as the process lives"
     book.revoke(selected(ports="587"))
-    assert world.complaints == [allowances.path()] * 2
+    assert world.complaints == [books.path()] * 2
     assert world.book().current() == ()

@@ -7,7 +7,7 @@ import signal
 import socket
 from typing import TYPE_CHECKING
 
-from nftguard import allowances
+from nftguard.allowed import book
 from tests.groups import joining
 from tests.guard import Guard
 from tests.test_allowed_packets import listening, passes, sending
@@ -62,12 +62,12 @@ def test_a_port_is_open_from_the_verb_to_the_end_of_its_time(
         assert not passes(netns, socket.AF_INET, 587, POSTFIX)
         assert guard.cli("deny", "--all").returncode == 1
         assert (guard.status()["state"], guard.status()["allowed"]) == ("protected", [])
-        assert json.loads(allowances.path().read_text())["grants"] == []
+        assert json.loads(book.path().read_text())["grants"] == []
 
 
 def test_a_file_of_no_use_opens_nothing_and_is_told(netns: Namespace, config_file: Path, folders: Path) -> None:
     config_file.write_text(MAIL)
-    allowances.path().write_text('{"boot": 1')
+    book.path().write_text('{"boot": 1')
     with Guard(netns, config_file, folders) as guard:
         guard.ready()
         guard.logged("what was allowed for a while ends: it is not as nftguard writes it")

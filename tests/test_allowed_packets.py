@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from nftguard.grants import Grant
+    from nftguard.allowed.grant import Grant
     from nftguard.kernel import Nftables
     from tests.netns import Namespace
 

@@ -50,6 +50,14 @@ def test_a_mount_point_may_hold_spaces_and_a_hidden_or_partial_mount_is_passed_o
         cgroups.mounted(tmp_path / "part")
 
 
+def test_the_ids_of_a_group_are_those_of_its_parents_and_its_own(base: Path) -> None:
+    (base / "a.slice/b.service").mkdir(parents=True)
+    assert cgroups.ids(base, "/a.slice/b.service") == (number(base / "a.slice"), number(base / "a.slice/b.service"))
+    assert cgroups.ids(base, "/") == ()
+    with pytest.raises(FileNotFoundError):
+        cgroups.ids(base, "/a.slice/gone.service")
+
+
 def test_inside_a_cgroup_namespace_the_part_that_is_seen_counts(base: Path) -> None:
     code = "from nftguard.who import cgroups; t = cgroups.Tree(cgroups.mounted()); print(*t.paths())"
     (base / "system.slice").mkdir()

@@ -58,7 +58,7 @@ def test_every_verb_explains_itself(verb: str) -> None:
         [sys.executable, "-m", "nftguard", verb, "--help"], capture_output=True, text=True, check=True
     )
     assert len(done.stdout.splitlines()) > 5
-    assert "..." not in done.stdout
+    assert "..." not in done.stdout.partition("\n")[2], "but for the usage, nothing is cut"
 
 
 def test_check_says_valid_and_asks_the_kernel(netns: Namespace, config_file: Path, kernel: Nftables) -> None:
@@ -67,6 +67,63 @@ def test_check_says_valid_and_asks_the_kernel(netns: Namespace, config_file: Pat
         0, "valid, and the kernel would take it: 11 tcp ports blocked on output\n",
     )  # fmt: skip
     assert kernel.snapshot() is None, "nothing was changed"
+
+
+def test_check_reads_the_files_and_looks_at_this_host_once(netns: Namespace, config_file: Path) -> None:
+    """What changes in between would be told of one state, and checked of another."""
+    code = f"""
+import sys
+from unittest.mock import patch
+from nftguard import config, surroundings
+from nftguard.cli import cli
+with (
+    patch.object(config, "load", wraps=config.load) as load,
+    patch.object(surroundings, "once", wraps=surroundings.once) as once,
+):
+    cli(["--config", {str(config_file)!r}, "check"], standalone_mode=False)
+print(load.call_count, once.call_count)
+"""
+    told = netns.run(sys.executable, "-c", code).stdout.splitlines()
+    assert told == ["valid, and the kernel would take it: 11 tcp ports blocked on output", "1 1"]
+
+
+_HOSTILE = (
+    '[[block]]\nname = "a"\nports = [25]\nallow = { to = ["mx.1e100", "mx1.x2", "1.2.3.4.5", "0x7f.1", "a.1"] }\n',
+    '[[block]]\nname = "a"\nports = [25]\nallow = { from = ["::ffff:1.2.3.4", "fe80::1%eth0", "::/0", "@local"] }\n',
+    '[[block]]\nname = "a"\nports = [25]\nallow = { to = ["::ffff:10.0.0.0/104", "2001:db8::7", "@local", "ab.c1"] }\n',
+    '[[block]]\nname = "a"\nports = [25]\nallow = { users = ["nosuch$", 4294967294], units = ["a\\\\x2db.service"] }\n',
+    '[[block]]\nname = "a"\nports = ["1-65535"]\nexcept_ports = ["1-65534"]\nhooks = ["bridge", "input"]\n',
+    '[[block]]\nname = "a"\nports = [25]\n[log]\ntarget = "kernel"\nprefix = "{block}{{}}: "\n',
+    'block = 7\nlog = "x"\nservice = [1]\n',
+    "[[block]]\nports = " + "[" * 400 + "]" * 400 + "\n",
+    '[[block]]\nname = "a"\nports = [1e400, nan, 1979-05-27, -1, 99999999999999999999999, true, {}]\n',
+    "\x00\xff",
+)
+
+
+def test_no_verb_answers_a_strange_configuration_with_a_traceback(netns: Namespace, config_file: Path) -> None:
+    """One process tries them all: click's runner gives what a verb raised."""
+    code = f"""
+import traceback
+from pathlib import Path
+from click.testing import CliRunner
+from nftguard.cli import cli
+for text in {_HOSTILE!r}:
+    Path({str(config_file)!r}).write_text(text, encoding="latin-1")
+    for verb in ("check", "plan", "apply", "status"):
+        done = CliRunner().invoke(cli, ["--config", {str(config_file)!r}, verb])
+        if done.exception and not isinstance(done.exception, SystemExit):
+            print(text, verb)
+            traceback.print_exception(done.exception)
+        print(verb, done.exit_code)
+"""
+    done = netns.run(sys.executable, "-c", code)
+    assert "Traceback" not in done.stderr, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4 * len(_HOSTILE)
+    assert {line for line in lines if not line.startswith("status")} <= {
+        f"{verb} {code}" for verb in ("check", "plan", "apply") for code in (0, 78)
+    }
 
 
 def test_check_without_privilege_says_that_the_kernel_was_not_asked(netns: Namespace, config_file: Path) -> None:
@@ -159,13 +216,31 @@ def test_status_warns_where_the_host_forwards_and_nothing_forwarded_is_blocked(
     cli(netns, config_file, "apply")
     assert "warning" not in cli(netns, config_file, "status").stdout
     netns.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
-    assert (
-        "warning: this host forwards (it routes IPv4) and nothing forwarded is blocked"
-        in cli(netns, config_file, "status").stdout
-    )
+    told = "warning: what this host routes for others (IPv4): no block has the hook forward\n"
+    assert told in cli(netns, config_file, "status").stdout
     config_file.write_text(config_file.read_text() + 'hooks = ["output", "forward"]\n')
     cli(netns, config_file, "apply")
     assert "warning" not in cli(netns, config_file, "status").stdout
+
+
+@pytest.mark.parametrize(
+    ("hooks", "warned"),
+    [(["output"], True), (["output", "forward"], True), (["output", "bridge"], False), (["forward", "bridge"], False)],
+)
+def test_status_warns_while_bridges_have_ports_and_no_block_has_that_hook(
+    netns: Namespace, config_file: Path, hooks: list[str], warned: bool
+) -> None:
+    """A bridge is no matter of the hook forward, nor is a macvlan of any hook."""
+    config_file.write_text(f"{config_file.read_text()}hooks = {hooks}\n")
+    cli(netns, config_file, "apply")
+    netns.run("ip", "link", "add", "br0", "type", "bridge")
+    netns.run("ip", "link", "add", "port0", "type", "veth", "peer", "name", "veth0")
+    netns.run("ip", "link", "add", "mv0", "link", "veth0", "type", "macvlan")
+    assert "warning" not in cli(netns, config_file, "status").stdout, "it has no ports"
+    netns.run("ip", "link", "set", "port0", "master", "br0")
+    warnings = [line for line in cli(netns, config_file, "status").stdout.splitlines() if "warning" in line]
+    told = "  warning: what goes from port to port of a bridge (br0): no block has the hook bridge"
+    assert warnings == [told] * warned
 
 
 def test_without_privilege_status_gives_the_daemons_last_word_and_its_age(

@@ -357,7 +357,7 @@ def test_the_control_socket_is_for_root_alone(guard: Guard, folders: Path) -> No
     assert path.stat().st_mode & 0o777 == 0o600
     (folders / "run").chmod(0o755)
     path.chmod(0o666)  # even then the peer's credentials are asked for
-    fields = {"verb": "remove", "config": str(guard.config), "namespace": guard.namespace, "seconds": 0}
+    fields = {"verb": "remove", "config": str(guard.config), "namespace": guard.namespace}
     request = json.dumps(fields).encode()
     for parent in [*path.parents][:4]:
         with suppress(PermissionError):
@@ -536,9 +536,10 @@ def test_a_host_that_forwards_is_warned_once(netns: Namespace, config_file: Path
         guard.ready()
         for _ in range(3):
             assert guard.cli("apply").returncode == 0
-        assert guard.log().count("this host forwards (it routes IPv4) and nothing forwarded is blocked") == 1
+        told = "what this host routes for others (IPv4): no block has the hook forward"
+        assert guard.log().count(told) == 1
         word = json.loads((folders / "run/status.json").read_text())
-        assert "this host forwards" in word["warnings"][0]
+        assert word["warnings"] == [told]
 
 
 def test_pause_ends_by_itself(guard: Guard, kernel: Nftables) -> None:
@@ -552,6 +553,17 @@ def test_pause_ends_by_itself(guard: Guard, kernel: Nftables) -> None:
     guard.logged("11 tcp ports blocked on output (end of the pause: ")
     assert "repaired" not in guard.log(), "it was our own doing"
     assert guard.cli("pause", "--for", "soon").returncode == 2
+
+
+def test_a_pause_that_is_too_long_or_has_no_end_is_refused(guard: Guard, kernel: Nftables, folders: Path) -> None:
+    fields = {"verb": "pause", "config": str(guard.config), "namespace": guard.namespace}
+    for arguments in ({}, {"seconds": 0}, {"seconds": 86401}, {"seconds": True}):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.settimeout(5)
+            sock.connect(str(folders / "run/control"))
+            sock.send(json.dumps(fields | {"arguments": arguments}).encode())
+            assert json.loads(sock.recv(1000)) == {"exit": 1, "text": "pause takes 1 to 86400 s"}
+    assert kernel.snapshot() is not None
 
 
 def test_pause_without_a_daemon_is_refused(

@@ -14,20 +14,21 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nftguard import allowing, cli_allow, control, granted, grants
+from nftguard import cli_allow, control, values
+from nftguard.allowed import desk, words
+from nftguard.allowed.grant import MOST_SECONDS, Grant, Who, barred, read, select
 from nftguard.cli import cli
 from nftguard.control import Answer, Request
 from nftguard.events import EVENTS
-from nftguard.grants import Grant, Who
 from nftguard.model import Hook, Protocol
-from nftguard.wording import local_time
+from nftguard.wording import lasting, local_time
 from tests.examples import config_of
 from tests.world import HOST, MAIL, USER, World, asked, left, selected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from nftguard.allowances import Allowances
+    from nftguard.allowed.book import Allowances
 
 
 @pytest.fixture
@@ -51,14 +52,14 @@ GRANTS = st.builds(
     st.sampled_from(Protocol),
     st.sets(st.integers(1, 65535), min_size=1, max_size=64),
     WHO,
-    st.integers(1, grants.MOST_SECONDS),
+    st.integers(1, MOST_SECONDS),
     st.booleans(),
 )
 
 
 @given(GRANTS)
 def test_a_grant_is_the_same_after_it_was_written_as_a_request(grant: Grant) -> None:
-    assert grants.read(grant.arguments(), grant.by) == grant
+    assert read(grant.arguments(), grant.by) == grant
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,8 @@ def test_a_grant_is_the_same_after_it_was_written_as_a_request(grant: Grant) -> 
         ({"ports": "70000"}, "out of range"),
         ({"ports": 25}, "string"),
         ({"user": "a b"}, "no name of a user"),
-        ({"user": ["x"]}, "string"),
+        ({"user": ["x"]}, "a name in quotes, or a whole number"),
+        ({"ports": "587,25"}, "no service '587,25'; separate ports with spaces"),
         ({"user": None, "to": "0.0.0.0/0"}, "is everybody"),
         ({"user": None, "unit": "postfix"}, "did you mean"),
         ({"user": None, "anyone": "yes"}, "true or false"),
@@ -97,7 +99,8 @@ def test_what_makes_no_sense_is_refused_with_the_way_out(changes: dict[str, Any]
     ("arguments", "reason"),
     [
         ({}, "--all"),
-        ({"ports": "25", "all": True}, "--all"),
+        ({"ports": "25", "all": True}, "either ports or --all, not both"),
+        ({"protocol": "udp"}, "--all"),
         ({"ports": "", "all": 1}, "--all"),
         ({"ports": "25", "seconds": 5}, "another version"),
         ({"ports": "25", "user": "a", "to": "::1"}, "at once"),
@@ -105,23 +108,36 @@ def test_what_makes_no_sense_is_refused_with_the_way_out(changes: dict[str, Any]
 )
 def test_what_is_to_be_taken_back_is_named(arguments: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        grants.select(arguments)
+        select(arguments)
 
 
-def test_times_have_a_unit() -> None:
-    assert [grants.seconds(text) for text in ("1s", "90 s", "30m", "30min", "2h", "7d", "10080m")] == [
-        *(1, 90, 1800, 1800, 7200, 604800, 604800)
+def test_whom_it_concerns_is_enough_to_take_back_every_port() -> None:
+    found = selected(user="root")
+    assert found == selected(all=True, user="root")
+    assert found.taken(asked(user="root", ports="25 587")) == (25, 587)
+    assert found.taken(asked()) == ()
+
+
+def test_times_are_written_as_in_the_configuration() -> None:
+    texts = ("1s", "90 s", "45", "30m", "30min", "2h", "1hour", "7d", "10080m", "604800")
+    assert [values.duration(text, MOST_SECONDS) for text in texts] == [
+        *(1, 90, 45, 1800, 1800, 7200, 3600, 604800, 604800, 604800)
     ]
-    for text in ("", "0s", "30", "-5m", "8d", "1.5h", "5m\n", "٣m", "9" * 5000 + "s"):
-        with pytest.raises(ValueError, match="not a time up to 7d"):
-            grants.seconds(text)
+    for text in ("", "0s", "-5m", "8d", "604801", "1.5h", "5m\n", "٣m", "9" * 5000 + "s"):
+        with pytest.raises(ValueError, match="not a time between '1s' and '7d', like"):
+            values.duration(text, MOST_SECONDS)
+    assert values.duration("24h") == 86400
+    with pytest.raises(ValueError, match="not a time between '1s' and '1d', like"):
+        values.duration("25h")
+    with pytest.raises(ValueError, match="not a time between '1s' and '1h', like"):
+        values.duration("61m", 3600)
 
 
 def test_only_ports_that_a_block_names_there_are_worth_allowing() -> None:
     config = config_of(MAIL + 'hooks = ["forward"]')
-    assert grants.barred(config, Hook.OUTPUT, Protocol.TCP, (24, 25, 550, 587)) == (25, 587)
-    assert grants.barred(config, Hook.FORWARD, Protocol.TCP, (25, 499, 500, 600, 601)) == (500, 600)
-    assert grants.barred(config, Hook.OUTPUT, Protocol.UDP, (25,)) == ()
+    assert barred(config, Hook.OUTPUT, Protocol.TCP, (24, 25, 550, 587)) == (25, 587)
+    assert barred(config, Hook.FORWARD, Protocol.TCP, (25, 499, 500, 600, 601)) == (500, 600)
+    assert barred(config, Hook.OUTPUT, Protocol.UDP, (25,)) == ()
 
 
 def test_a_name_and_a_set_of_networks_stand_for_both_families() -> None:
@@ -143,7 +159,7 @@ def test_it_is_told_in_words() -> None:
     assert str(asked(user=None, to="10.0.0.0/8")) == "tcp/587 on output to 10.0.0.0/8"
     assert str(selected(ports="", all=True)) == "any port"
     assert str(selected(ports="25", protocol="tcp", hook="input", user="a")) == "tcp/25 on input for user a"
-    assert [granted.lasting(s) for s in (-1, 0, 59, 60, 119, 120, 3600, 5400, 7200, 86400, 604800)] == [
+    assert [lasting(s) for s in (-1, 0, 59, 60, 119, 120, 3600, 5400, 7200, 86400, 604800)] == [
         *("0 s", "0 s", "59 s", "1 min", "119 s", "2 min", "1 h", "90 min", "2 h", "1 d", "7 d")
     ]
 
@@ -157,8 +173,8 @@ def names(uid: int) -> str:
 
 def ask(book: Allowances, cgroups: bool = True, by: int = 1000, **changes: Any) -> Answer:
     arguments: dict[str, Any] = {name: value for name, value in (USER | changes).items() if value is not None}
-    request = Request("allow", "/etc/nftguard.toml", 1, arguments=arguments, by=by)
-    return allowing.allow(book, request, config_of(MAIL), lambda _: HOST, names, cgroups=cgroups)
+    request = Request("allow", "/etc/nftguard.toml", 1, arguments, by)
+    return desk.allow(book, request, config_of(MAIL), lambda _: HOST, names, cgroups=cgroups)
 
 
 @pytest.fixture
@@ -170,7 +186,7 @@ def records(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         def __getattr__(self, _level: str) -> Callable[..., None]:
             return lambda event, **fields: found.append((event, EVENTS[event].tell(fields)))
 
-    monkeypatch.setattr(allowing, "log", Log)
+    monkeypatch.setattr(desk, "log", Log)
     return found
 
 
@@ -179,19 +195,19 @@ def test_an_allowance_is_given_listed_recorded_and_taken_back(world: World, reco
     told = "tcp/587 on output for user postfix"
     assert ask(book) == Answer(0, f"allowed until {until}: {told}")
     world.wait(61)
-    assert granted.lines(book.listing(), world.wall) == [f"allowed: {told}, 28 min left (given by alice)"]
+    assert words.lines(book.listing(), world.wall) == [f"allowed: {told}, 28 min left (given by alice)"]
     request = Request("deny", "", 1, arguments={"ports": "587", "hook": "", "protocol": ""}, by=77)
-    assert allowing.deny(book, request, names) == Answer(0, f"taken back: {told}")
-    assert allowing.deny(book, request, names) == Answer(
-        1, "nothing is allowed of 587; `nftguard status` lists what is"
-    )
-    assert allowing.deny(book, replace(request, arguments={}), names).exit == 1
+    assert desk.deny(book, request, names) == Answer(0, f"taken back: {told}")
+    assert desk.deny(book, request, names) == Answer(1, "nothing is allowed of 587; `nftguard status` lists what is")
+    every = replace(request, arguments={"all": True})
+    assert desk.deny(book, every, names).text.startswith("nothing is allowed for a while; ")
+    assert desk.deny(book, replace(request, arguments={}), names).exit == 1
     ask(book, seconds=5, user=None, anyone=True, persist=True, by=0)
-    assert "left, reboots included (given by root)" in granted.lines(book.listing(), world.wall)[0]
-    assert granted.lines(book.listing(), world.wall + 10) == []
-    assert not allowing.tell(book)
+    assert "left, reboots included (given by root)" in words.lines(book.listing(), world.wall)[0]
+    assert words.lines(book.listing(), world.wall + 10) == []
+    assert not desk.tell(book)
     world.wait(5)
-    assert allowing.tell(book)
+    assert desk.tell(book)
     assert [event for event, _ in records] == ["allowed", "denied", "allowed", "allowance_ended"]
     assert records[0][1] == f"allowed until {until}: {told} (given by alice)"
     assert records[1][1] == f"no longer allowed: {told} (taken back by user 77)"
@@ -239,7 +255,7 @@ def test_what_is_not_there_yet_is_said(world: World) -> None:
         b"null",
         b"\xff",
         b'{"verb": 1, "config": "", "namespace": 1}',
-        b'{"verb": "pause", "config": "", "namespace": 1, "seconds": "9"}',
+        b'{"verb": "pause", "config": "", "namespace": 1, "seconds": 9}',
         b'{"verb": "pause", "config": "", "namespace": true}',
         b'{"verb": "pause", "config": "", "namespace": 1, "other": 1}',
         b'{"verb": "allow", "config": "", "namespace": 1, "arguments": []}',
@@ -251,6 +267,13 @@ def test_what_is_not_there_yet_is_said(world: World) -> None:
 def test_what_is_no_request_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - also json's own
         Request.read(data, 0)
+
+
+@pytest.mark.parametrize("found", [{}, *({"seconds": value} for value in (0, -1, 61, True, "9"))], ids=str)
+def test_how_long_is_said_and_not_too_long(found: dict[str, str | int | bool]) -> None:
+    assert Request("try", "", 1, {"seconds": 60}).seconds(60) == 60
+    with pytest.raises(ValueError, match=r"^try takes 1 to 60 s$"):
+        Request("try", "", 1, found).seconds(60)
 
 
 def test_a_deep_request_is_refused() -> None:
@@ -267,7 +290,7 @@ def answering(answer: Answer) -> Iterator[list[Request]]:
         found.append(request)
         return answer
 
-    server = control.Server(Path(os.environ["RUNTIME_DIRECTORY"]) / "control", handle)
+    server = control.Server(control.path(), handle)
     server.socket.setblocking(True)
     server.socket.settimeout(10)
 
@@ -297,7 +320,7 @@ def test_the_verb_asks_the_daemon_which_sees_who_asks() -> None:
         assert verb("allow", "587", "@mail-submission", "--user", "postfix", "--for", "30m") == (0, "done\n")
     (request,) = found
     assert (request.verb, request.config) == ("allow", "/etc/nftguard.toml")
-    assert grants.read(request.arguments) == replace(asked(ports="465 587"), by="")
+    assert read(request.arguments) == replace(asked(ports="465 587"), by="")
     login = Path("/proc/self/loginuid")  # where the kernel has audit; -1 where nobody logged in
     known = login.exists() and int(login.read_text()) != 2**32 - 1
     assert request.by == (int(login.read_text()) if known else os.getuid())
@@ -307,7 +330,7 @@ def test_the_verb_asks_the_daemon_which_sees_who_asks() -> None:
 def test_a_verb_that_is_refused_exits_with_the_reason() -> None:
     with answering(Answer(1, "nothing is allowed of it")) as found:
         assert verb("deny", "--all", "--from", "10.0.0.0/8") == (1, "nothing is allowed of it\n")
-    assert grants.select(found[0].arguments) == selected(all=True, **{"from": "10.0.0.0/8"})
+    assert select(found[0].arguments) == selected(all=True, **{"from": "10.0.0.0/8"})
 
 
 @pytest.mark.usefixtures("folders")
@@ -315,9 +338,14 @@ def test_a_verb_that_is_refused_exits_with_the_reason() -> None:
     ("words", "code", "said"),
     [
         ("allow 587 --user postfix --for 30m", 69, "no daemon is running that could allow"),
-        ("deny --all", 69, "no daemon is running that could deny"),
+        ("deny --all", 69, "no daemon is running that could take it back; start it (systemctl start nftguard). Until"),
+        ("deny --user root", 69, "itself: see `nftguard status`"),
+        ("deny --all 587", 2, "either ports or --all, not both"),
+        ("allow 587,25 --anyone --for 30m", 2, "no service '587,25'; separate ports with spaces"),
+        ("allow --help", 0, "[OPTIONS] PORTS..."),
+        ("deny --help", 0, "[OPTIONS] [PORTS...]"),
         ("allow 587 --user postfix", 2, "--for"),
-        ("allow 587 --user postfix --for 30", 2, "not a time up to 7d"),
+        ("allow 587 --user postfix --for 30x", 2, "not a time between '1s' and '7d'"),
         ("allow 25 --for 30m", 2, "--anyone"),
         ("allow 25 --anyone --to ::1 --for 30m", 2, "at once"),
         ("allow --anyone --for 30m", 2, "PORTS"),

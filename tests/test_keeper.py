@@ -12,9 +12,11 @@ import pytest
 from nftguard import journal, lastgood, notify
 from nftguard.errors import ConfigError, KernelError
 from nftguard.keeper import Keeper
-from nftguard.model import PLAIN, Counter
+from nftguard.model import PLAIN, Counter, Set
 from nftguard.pace import Cause
+from nftguard.plan import AddMembers
 from nftguard.status import State
+from nftguard.surroundings import Surroundings
 from nftguard.wire.watch import Change
 from tests.fake_kernel import FakeKernel
 
@@ -60,7 +62,7 @@ def console() -> io.StringIO:
 def guard(kernel: Told, config_file: Path, folders: Path, console: io.StringIO) -> Keeper:
     assert folders.exists()
     journal.configure(console)
-    return Keeper(config_file, kernel)
+    return Keeper(config_file, kernel, Surroundings())
 
 
 def run(guard: Keeper, *causes: Cause) -> Exception | None:
@@ -146,7 +148,7 @@ def test_a_start_with_a_broken_file_puts_the_last_good_policy_in_force(
     table, kernel.table = kernel.table, None
     config_file.write_text("[")
     told.clear()
-    second = Keeper(config_file, kernel)
+    second = Keeper(config_file, kernel, Surroundings())
     assert isinstance(run(second, Cause.START), ConfigError)
     assert told == ["rules", "READY"]
     assert kernel.table == table
@@ -193,7 +195,7 @@ def test_totals_survive_a_flush_and_the_process(guard: Keeper, kernel: Told, con
     assert kernel.table
     assert kernel.table.counters[name] == Counter(name, 7, 420)
     kernel.table = None
-    run(Keeper(config_file, kernel), Cause.START)
+    run(Keeper(config_file, kernel, Surroundings()), Cause.START)
     assert kernel.table
     assert kernel.table.counters[name] == Counter(name, 7, 420)
 
@@ -241,3 +243,45 @@ def test_nobody_is_blamed_where_events_were_lost(guard: Keeper, kernel: Told, co
     guard.changed([Change(0.0)])
     run(guard)
     assert "rules repaired: the table is missing; on a ruleset change" in console.getvalue()
+
+
+class Picky(FakeKernel):
+    """A kernel that takes no element of a set while it is told so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.picky = True
+
+    def apply(self, plan: Plan) -> None:
+        if self.picky and any(isinstance(step, AddMembers) for step in plan.steps):
+            raise KernelError("apply", "Value too large for defined data type")
+        super().apply(plan)
+
+
+def test_an_exception_that_the_kernel_refuses_costs_the_exceptions_and_not_the_block(
+    told: list[str], config_file: Path, folders: Path, console: io.StringIO
+) -> None:
+    journal.configure(console)
+    passwd = folders / "passwd"
+    passwd.write_text("bob:x:1000:1000::/:\n")
+    config_file.write_text('[[block]]\nname = "mail"\nports = [25]\nallow = { users = ["bob"] }\n')
+    kernel = Picky()
+    keeper = Keeper(config_file, kernel, Surroundings(etc=folders))
+    keeper.pace.wake(Cause.START)
+    assert keeper.run() is None
+    assert kernel.table
+    assert "mail.output.tcp.25" in kernel.table.counters
+    found = kernel.table.sets["mail.users"]
+    assert isinstance(found, Set)
+    assert found.elements == frozenset()
+    assert state(keeper) is State.DEGRADED
+    assert "nothing is let through by name, nor for a while: the kernel refused" in console.getvalue()
+    assert keeper.pace.wait() <= 1, "it is tried again soon"
+    kernel.picky = False
+    keeper.pace.wake(Cause.TIMER)
+    keeper.run()
+    found = kernel.table.sets["mail.users"]
+    assert isinstance(found, Set)
+    assert found.elements == {"1000"}
+    assert state(keeper) is State.PROTECTED
+    assert "READY" in told

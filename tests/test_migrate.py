@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -360,7 +363,8 @@ def test_ufw_shows_long_addresses_interfaces_and_applications_in_the_same_column
     allow = "2001:db8:1234:5678::/64 25/tcp ALLOW OUT   Anywhere (v6) on eth0      (log, out)"
     deny = "[ 2] 25,465/tcp (Postfix)      REJECT OUT  Anywhere                   (log)"
     route = "587/tcp on wg0             ALLOW FWD   Anywhere\n587/tcp                    DENY FWD    Anywhere/tcp"
-    found = blocks(f"Status: active\n{allow}\n{deny}\n{route}\n")
+    both = [line.replace("Anywhere", "Anywhere (v6)") for line in (deny, *route.splitlines())]
+    found = blocks("\n".join(["Status: active", allow, deny, route, *both]))
     allowed = {(*ports(block), *block.hooks): (block.allow.to, block.allow.interfaces) for block in found}
     assert {key: value for key, value in allowed.items() if "25" not in key} == {
         ("465", Hook.OUTPUT): ((), ("lo",)),
@@ -451,6 +455,149 @@ def test_what_is_no_set_of_rules_is_one_clear_line(text: str, says: str) -> None
     assert isinstance(done.exception, NftguardError)
     assert says in str(done.exception)
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "iptables -A OUTPUT -p tcp --dport 25 -j DROP; iptables -A OUTPUT -p udp --dport 26 -j DROP",
+        "iptables -A OUTPUT -p tcp --dport 25 -j DROP && iptables -w 5 -A OUTPUT -p udp --dport 26 -j DROP # x",
+        "iptables -AOUTPUT -ptcp --dport 25 -jDROP 2>/dev/null || true;iptables -A OUTPUT -pudp --dport=26 -j DROP||:",
+    ],
+)
+def test_each_command_of_a_line_is_read(line: str) -> None:
+    tcp, udp = blocks(line)
+    assert (ports(tcp), ports(udp), udp.protocols) == (["25"], ["26"], (Protocol.UDP,))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "iptables -C OUTPUT -p tcp --dport 25 -j DROP || iptables -A OUTPUT -p tcp --dport 25 -j DROP",
+        "iptables -A OUTPUT -p tcp --dport 25 -j DROP | tee log",
+        "iptables -A OUTPUT -p tcp --dport 25 -j DROP && echo done",
+        "iptables -A $CHAIN -p tcp --dport 25 -j DROP",
+        "iptables -A OUTPUT -p tcp --dport 25 -j DROP -A OUTPUT -p udp --dport 26 -j DROP",
+        "iptables -A OUTPUT -p tcp --dport 25 -j DROP -j ACCEPT",
+        "iptables -A OUTPUT -p tcp --dport 25 DROP",
+        "iptables -A OUTPUT -p tcp --dport 25 -j DROPP",
+        "iptables -A OUTPUT -p tcp --dport 25 -j my-logging-drop",
+        "iptables -A OUTPUT -p tcp -m tcp --dport 25 -m multiport --dports 26 -j DROP",
+        "iptables -A DOCKER-USER -p tcp --dport 25 -j DROP",
+        "iptables -6 -A OUTPUT -p tcp --dport 25 -j DROP",
+        "iptables -P OUTPUT DROPP",
+        "-A OUTPUT -p tcp --dport 25 -j DROP; -A OUTPUT -p tcp --dport 26 -j DROP",
+        "-A OUTPUT -p tcp --dport 25 -j DROP;",
+    ],
+)
+def test_a_line_that_may_block_and_cannot_be_read_is_named(line: str) -> None:
+    text = f"{line}\niptables -A OUTPUT -p tcp --dport 80 -j DROP\n"
+    assert [number for number, _ in findings(text)][:1] == [1]
+    assert [ports(block) for block in config_of(run(text).stdout).block] == [["80"]]
+
+
+def test_an_option_after_the_target_still_narrows_an_accept() -> None:
+    text = rules("-A OUTPUT -m owner -j ACCEPT --socket-exists", "-A OUTPUT -p tcp --dport 25 -j DROP")
+    ((_, why),) = findings(text)
+    assert "--socket-exists" in why
+    assert "ports = [25]" in run(text).stdout
+
+
+DOCKER = """*filter
+:FORWARD DROP [0:0]
+:DOCKER-USER - [0:0]
+-A FORWARD -j DOCKER-USER
+-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -i docker0 ! -o docker0 -j ACCEPT
+-A FORWARD -i docker0 -o docker0 -j ACCEPT
+-A DOCKER-USER -p tcp --dport 25 -j DROP
+COMMIT
+"""
+
+
+def test_a_default_that_denies_is_left_out_where_what_it_lets_pass_cannot_be_said() -> None:
+    why = (
+        "not translated, so not blocked: what lines 5, 6 and 7 let pass cannot be said here; name the ports to block, "
+    )
+    assert findings(DOCKER) == [(2, f'{why}as in ports = ["@mail"], hooks = ["forward"]')]
+    (block,) = config_of(run(DOCKER).stdout).block
+    assert (ports(block), block.hooks, block.protocols) == (["25"], (Hook.FORWARD,), (Protocol.TCP,))
+
+
+def test_what_a_lost_default_would_have_made_needless_is_kept() -> None:
+    """A block of one port with an exception is within the default of all ports without; the default goes, it stays."""
+    text = rules(
+        "-A OUTPUT -p tcp --dport 25 ! -o lo -j DROP", "-A OUTPUT -m set --match-set x dst -j ACCEPT", policy="DROP"
+    )
+    assert [number for number, _ in findings(text)] == [2]
+    (block,) = config_of(run(text).stdout).block
+    assert (ports(block), block.allow.interfaces) == (["25"], ("lo",))
+
+
+def test_an_exception_that_is_lost_for_several_protocols_is_named_once() -> None:
+    text = rules(
+        "-A OUTPUT ! -o lo -j ACCEPT", "-A OUTPUT -p tcp --dport 25 -j DROP", "-A OUTPUT -p udp --dport 25 -j DROP"
+    )
+    ((number, why),) = findings(text)
+    assert (number, "so tcp and udp are blocked for it too" in why) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "commands"),
+    [
+        (ADDED + "ufw route deny 26/tcp\n", ["ufw delete deny out 25", "ufw route delete deny 26/tcp"]),
+        (USER_RULES, ["ufw delete deny out from any to any port 25"]),
+        (STATUS, ["ufw status numbered", "ufw delete NUMBER"]),
+        (
+            "ipv6 filter OUTPUT 1 -p tcp --dport 25 -j DROP\nipv4 filter OUTPUT 0 -o lo -j ACCEPT\n",
+            [
+                "firewall-cmd --permanent --direct --remove-rule ipv6 filter OUTPUT 1 -p tcp --dport 25 -j DROP",
+                "firewall-cmd --reload",
+            ],
+        ),
+        (
+            POLICY,
+            [
+                "firewall-cmd --permanent --policy=NAME --remove-rich-rule='rule service name=\"smtp\" drop'",
+                "firewall-cmd --reload",
+            ],
+        ),
+    ],
+)
+def test_the_commands_that_delete_the_old_rules_are_those_of_their_firewall(text: str, commands: list[str]) -> None:
+    told = run(text).stderr
+    assert "iptables -D" not in told
+    for command in commands:
+        assert f"\n      {command}" in told, told
+
+
+def test_a_policy_is_called_by_its_file(tmp_path: Path) -> None:
+    (tmp_path / "no-mail.xml").write_text(POLICY)
+    done = CliRunner().invoke(cli_migrate.import_, [str(tmp_path / "no-mail.xml")])
+    assert "--policy=no-mail --remove-rich-rule" in done.stderr
+
+
+def test_a_rule_of_a_policy_for_one_family_does_not_hide_the_others() -> None:
+    rule = '<rule{}><port port="25" protocol="tcp"/><{}/></rule>'
+    body = rule.format(' family="ipv4" priority="-1"', "accept") + "\n" + rule.format("", "drop")
+    done = run(f'<policy>\n<ingress-zone name="HOST"/><egress-zone name="ANY"/>\n{body}\n</policy>\n')
+    assert "ports = [25]" in done.stdout
+    assert "blocked over IPv4 too" in done.stderr
+
+
+def test_lines_are_wrapped_on_a_terminal_and_whole_in_a_pipe() -> None:
+    """But not the commands, which are copied."""
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as read, os.fdopen(theirs, "wb", buffering=0) as terminal:
+        command = [sys.executable, "-m", "nftguard", "import", "-"]
+        done = subprocess.run(
+            command, input=DOCKER.encode(), stdout=subprocess.PIPE, stderr=terminal, timeout=60, check=False
+        )
+        shown = read.read(65536).decode().splitlines()
+    assert done.returncode == 1
+    assert max(map(len, shown)) <= 80
+    assert any(line.startswith("      ") and "hooks" in line for line in shown)
+    assert max(map(len, run(DOCKER).stderr.splitlines())) > 80
 
 
 def test_too_large_a_file_is_refused(tmp_path: Path) -> None:

@@ -172,21 +172,3 @@ def test_the_unit_of_a_process_is_found_in_both_kinds_of_cgroup_tree(tmp_path: P
         assert hostinfo.unit_of(pid, "nft", tmp_path) == unit
     assert hostinfo.unit_of(1, "bash", tmp_path) == "", "the id was taken by another process"
     assert hostinfo.unit_of(99, "nft", tmp_path) == ""
-
-
-def test_forwarding_is_told_in_words(tmp_path: Path) -> None:
-    net, sys = tmp_path / "net", tmp_path / "proc/sys/net"
-    assert hostinfo.forwarding(tmp_path / "proc", net) == []
-    (sys / "ipv6/conf/all").mkdir(parents=True)
-    (sys / "ipv4").mkdir()
-    (sys / "ipv4/ip_forward").write_text("1\n")
-    (sys / "ipv6/conf/all/forwarding").write_text("0\n")
-    for link in ("docker0", "eth0", "mv0"):
-        (net / link).mkdir(parents=True)
-        (net / link / "uevent").write_text("DEVTYPE=macvlan\n" if link == "mv0" else "INTERFACE=x\n")
-    (net / "docker0/bridge").mkdir()
-    assert hostinfo.forwarding(tmp_path / "proc", net) == [
-        "it routes IPv4",
-        "it has bridges (docker0)",
-        "it has macvlan interfaces (mv0)",
-    ]

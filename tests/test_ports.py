@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nftguard import services
-from nftguard.ports import WIDE, Ports, merge, resolve
+from nftguard.ports import WIDE, Ports, merge, resolve, without
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def one(port: int) -> Ports:
     return Ports(port, port)
+
+
+def spread(stretches: Iterable[Ports]) -> list[int]:
+    return [port for ports in stretches for port in range(ports.first, ports.last + 1)]
 
 
 @pytest.mark.parametrize(
@@ -74,22 +82,31 @@ _RANGES = st.tuples(st.integers(1, 400), st.integers(0, 150)).map(lambda pair: P
 
 @given(wanted=st.lists(_RANGES, max_size=8), unwanted=st.lists(_RANGES, max_size=4))
 def test_resolving_keeps_exactly_what_is_wanted(wanted: list[Ports], unwanted: list[Ports]) -> None:
-    def spread(stretches: list[Ports] | tuple[Ports, ...]) -> list[int]:
-        return [port for ports in stretches for port in range(ports.first, ports.last + 1)]
-
     found = resolve(wanted, unwanted)
     assert sorted(spread(found)) == sorted(set(spread(wanted)) - set(spread(unwanted))), "each port once"
     assert all(len(ports) == 1 or len(ports) >= WIDE for ports in found), "narrow ranges port by port"
     assert list(found) == sorted(found)
 
 
-@given(st.lists(_RANGES, max_size=8))
-def test_merging_joins_what_overlaps(stretches: list[Ports]) -> None:
-    merged = merge(stretches)
-    assert all(left.last < right.first for left, right in itertools.pairwise(merged))
-    assert {p for s in merged for p in range(s.first, s.last + 1)} == {
-        p for s in stretches for p in range(s.first, s.last + 1)
-    }
+@given(st.lists(_RANGES, max_size=8), st.booleans())
+def test_merging_joins_what_overlaps_and_what_touches_where_it_is_asked_to(
+    stretches: list[Ports], touching: bool
+) -> None:
+    merged = merge(stretches, touching=touching)
+    assert all(left.last + touching < right.first for left, right in itertools.pairwise(merged))
+    assert set(spread(merged)) == set(spread(stretches))
+
+
+def test_ranges_that_touch_stay_two_unless_they_are_to_be_joined() -> None:
+    assert merge([one(26), one(25)]) == [one(25), one(26)]
+    assert merge([one(26), one(25)], touching=True) == [Ports(25, 26)]
+
+
+@given(_RANGES, st.lists(_RANGES, max_size=8))
+def test_what_is_left_of_a_range_is_what_no_hole_has(ports: Ports, holes: list[Ports]) -> None:
+    rest = without(ports, merge(holes))
+    assert spread(rest) == sorted(set(spread([ports])) - set(spread(holes)))
+    assert all(left.last + 1 < right.first for left, right in itertools.pairwise(rest)), "as few as can be"
 
 
 def test_thousands_of_exceptions_are_no_work() -> None:

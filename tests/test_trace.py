@@ -113,6 +113,7 @@ def test_a_unit_is_found_at_its_level_and_in_a_listing_without_levels() -> None:
         assert walk(one, packet(groups=(5, 77, 9))).passes
         assert walk(one, packet(groups=(5, 78))).passes is False
         assert walk(one, packet(groups=())).passes is False
+        assert len(walk(one, packet()).unless) == 1, "one exception, however many levels it is looked for at"
     assert walk(made, packet(groups=(5, 77))).steps[0].text == "socket cgroupv2 level 2 @mail.units return"
 
 

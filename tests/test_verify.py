@@ -11,25 +11,28 @@ import pytest
 import structlog
 
 from nftguard import canary, reach, verify
+from nftguard.allowed import book
+from nftguard.allowed.grant import Grant, Selection, Who
 from nftguard.attempts.recorder import Recorder
 from nftguard.bulletin import Bulletin
 from nftguard.canary import Canary
 from nftguard.host import Host
-from nftguard.model import Protocol, Table
+from nftguard.kernel import Nftables
+from nftguard.model import Hook, Protocol, Table
 from nftguard.network import Link
 from nftguard.policy import build
 from nftguard.reconcile import reconcile
 from nftguard.verify import Check, Result, canaries
+from nftguard.wire import rtnl
 from tests.examples import config_of, table_of
 from tests.groups import joining
 from tests.guard import Guard, cli
 from tests.netns import Namespace, connect
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
     from pathlib import Path
-
-    from nftguard.kernel import Nftables
 
 BLOCK = '[[block]]\nname = "mail"\nports = [25, 465]\n'
 
@@ -168,6 +171,45 @@ def test_a_refused_configuration_is_a_failure_and_what_is_in_force_is_tried(
     assert code == 1
     assert results(document)["rules"] == "failed"
     assert results(document)["mail tcp over IPv4"] == "ok"
+
+
+@pytest.mark.usefixtures("uplink", "folders")
+def test_rules_and_packets_are_judged_by_one_look_at_the_kernel(
+    netns: Namespace, config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program that changes the table in between would have the checks speak of two tables."""
+    assert cli(netns, config_file, "apply").returncode == 0
+    looks: list[Table | None] = []
+    real = Nftables.snapshot
+
+    def snapshot(kernel: Nftables) -> Table | None:
+        looks.append(real(kernel))
+        return looks[-1]
+
+    monkeypatch.setattr(Nftables, "snapshot", snapshot)
+    with netns.entered():
+        assert verify.verify(config_file).exit_code == 0
+    assert len(looks) == 1
+
+
+@pytest.mark.usefixtures("uplink", "folders")
+def test_what_is_allowed_for_a_while_is_no_failure(netns: Namespace, config_file: Path) -> None:
+    config_file.write_text('[[block]]\nname = "a"\nports = [25]\n[[block]]\nname = "b"\nports = [25, 465]\n')
+    held = book.read()
+    held.grant(Grant(Hook.OUTPUT, Protocol.TCP, (25,), Who.ANYONE, "", 600, persist=False, by="root"))
+    assert cli(netns, config_file, "apply").returncode == 0
+    code, document = asked(netns, config_file)
+    assert code == verify.UNPROVEN
+    details = {check["what"]: (check["result"], check["detail"]) for check in document["checks"]}
+    assert details["rules"][0] == "ok"
+    assert details["a tcp over IPv4"] == (
+        "skipped",
+        "cannot be tried: it is excepted by tcp . 25 in set allowed.output.ports",
+    )
+    assert details["b tcp over IPv4"] == ("ok", "port 465 to 192.0.2.1 stopped and counted")
+    held.revoke(Selection(None, None, None, None))
+    code, document = asked(netns, config_file)
+    assert (code, results(document)["rules"]) == (1, "failed"), "the kernel lets through what is allowed no more"
 
 
 @pytest.mark.usefixtures("folders")
@@ -335,8 +377,11 @@ def proc(folder: Path, **switches: str) -> Path:
         (Table(), {"ipv4": "1\n", "ipv6": "1\n"}, [], ["(IPv4 and IPv6)"]),
         (FORWARD, {"ipv4": "1\n"}, [], []),
         (FORWARD, {"ipv4": "1\n", "ipv6": "1\n"}, [], ["routed IPv6 fragments"]),
-        (Table(), {}, ["bridge"], ["of a bridge (one0): no block has the hook bridge"]),
-        (BRIDGE, {}, ["bridge"], []),
+        (Table(), {}, ["bridge"], []),
+        (Table(), {}, ["bridge", "port"], ["of a bridge (one0): no block has the hook bridge"]),
+        (FORWARD, {}, ["bridge", "port"], ["of a bridge (one0): no block has the hook bridge"]),
+        (BRIDGE, {}, ["bridge", "port"], []),
+        (BRIDGE, {"ipv4": "1\n"}, ["bridge", "port"], ["(IPv4): no block has the hook forward"]),
         (FORWARD, {}, ["macvlan", "ipvlan"], ["(one0, one1): what they send meets none of these rules"]),
         (Table(), {}, ["wireguard"], ["tunnels (one0)"]),
         (Table(), {"packet": "sk RefCnt\nffff8 3\n"}, [], ["through 1 packet socket that"]),
@@ -345,7 +390,9 @@ def proc(folder: Path, **switches: str) -> Path:
 def test_what_is_out_of_reach_is_named_where_it_is_there(
     tmp_path: Path, table: Table, switches: dict[str, str], kinds: list[str], expected: list[str]
 ) -> None:
-    links = [Link(index + 2, f"one{index}", kind, 0, up=True) for index, kind in enumerate(kinds)]
+    links = [
+        Link(index + 2, f"one{index}", kind, 2 if kind == "port" else 0, up=True) for index, kind in enumerate(kinds)
+    ]
     found = reach.unreached(table, proc(tmp_path, **switches), links)
     assert len(found) == len(expected)
     assert all(text in line for text, line in zip(expected, found, strict=True))
@@ -383,6 +430,26 @@ def test_other_namespaces_with_a_network_are_counted(tmp_path: Path) -> None:
 
 def test_this_host_is_looked_at_as_it_is(netns: Namespace) -> None:
     netns.run("ip", "link", "add", "br7", "type", "bridge")
+    netns.run("ip", "link", "add", "port7", "master", "br7", "type", "veth")
     with netns.entered():
-        found = reach.unreached(Table())
-    assert "what goes from port to port of a bridge (br7): no block has the hook bridge" in found
+        ways, found = reach.open_ways(Table()), reach.unreached(Table())
+    assert ways == ["what goes from port to port of a bridge (br7): no block has the hook bridge"]
+    assert found[: len(ways)] == ways
+
+
+def test_links_that_change_while_they_are_listed_are_asked_for_again(
+    netns: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netns.run("ip", "link", "add", "br7", "type", "bridge")
+    netns.run("ip", "link", "add", "port7", "master", "br7", "type", "veth")
+    real, torn = rtnl.links, [True, True]
+
+    def links(sock: socket.socket) -> list[Link]:
+        if torn:
+            torn.pop()
+            raise InterruptedError
+        return real(sock)
+
+    monkeypatch.setattr(rtnl, "links", links)
+    with netns.entered():
+        assert len(reach.open_ways(Table())) == 1

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nftguard import grants
-from nftguard.allowances import Allowances, Clocks
+from nftguard.allowed.book import Allowances, Clocks
+from nftguard.allowed.grant import Selection, read, select
 from nftguard.host import Host
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nftguard.grants import Grant
+    from nftguard.allowed.grant import Grant
 
 MAIL = '[[block]]\nname = "mail"\nports = [25, 587]\n[[block]]\nname = "wide"\nports = ["500-600"]\n'
 POSTFIX, MALLORY = 4711, 4712
@@ -20,11 +20,11 @@ HOST = Host(users={"postfix": POSTFIX}, groups={"mail": 8})
 
 
 def asked(**changes: Any) -> Grant:
-    return grants.read({name: value for name, value in (USER | changes).items() if value is not None}, "root")
+    return read({name: value for name, value in (USER | changes).items() if value is not None}, "root")
 
 
-def selected(**arguments: Any) -> grants.Selection:
-    return grants.select(arguments)
+def selected(**arguments: Any) -> Selection:
+    return select(arguments)
 
 
 class World:

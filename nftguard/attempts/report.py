@@ -1,4 +1,4 @@
-"""What records say together: who tried, to whom, how often. Pure; it keeps rows and sums, never the records."""
+"""What records say together: who tried, to whom, how often; rows and sums are kept, never the records. Pure."""
 
 from __future__ import annotations
 

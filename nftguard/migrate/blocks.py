@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from nftguard.migrate.rules import Kind, Rule
 from nftguard.model import Hook, Protocol
 from nftguard.names import clean
-from nftguard.ports import Ports
+from nftguard.ports import Ports, merge, without
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -62,7 +62,7 @@ def gather(parts: Iterable[Part]) -> list[Block]:
         rules.add(part.rule)
     by_protocol: dict[tuple[object, ...], Block] = {}
     for (hook, protocol, reject, new, allow), (listed, rules) in found.items():
-        joined = _joined(listed)
+        joined = tuple(merge(listed, touching=True))
         block = by_protocol.setdefault(
             (joined, hook, reject, new, allow), Block(joined, (), (hook,), reject, new, allow)
         )
@@ -84,16 +84,6 @@ def _order(value: str) -> tuple[int, int, str]:
     except ValueError:
         return (9, int(value) if value.isdecimal() else 0, value)
     return (network.version, int(network.network_address), value)
-
-
-def _joined(listed: Iterable[Ports]) -> tuple[Ports, ...]:
-    joined: list[Ports] = []
-    for ports in sorted(listed):
-        if joined and ports.first <= joined[-1].last + 1:
-            joined[-1] = Ports(joined[-1].first, max(ports.last, joined[-1].last))
-        else:
-            joined.append(ports)
-    return tuple(joined)
 
 
 def toml(blocks: Sequence[Block], head: Iterable[str], found: Translation, named: Callable[[str, str], str]) -> str:
@@ -143,12 +133,7 @@ def _name(block: Block, taken: set[str]) -> str:
 def _ports(ports: Sequence[Ports]) -> list[str]:
     if sum(map(len, ports)) <= 32768:
         return [_list("ports", _written(ports))]
-    gaps, first = [], 1
-    for span in ports:
-        if span.first > first:
-            gaps.append(Ports(first, span.first - 1))
-        first = span.last + 1
-    gaps += [Ports(first, 65535)] if first <= 65535 else []
+    gaps = without(Ports(1, 65535), ports)
     return [_list("ports", ["1-65535"]), *([_list("except_ports", _written(gaps))] if gaps else [])]
 
 

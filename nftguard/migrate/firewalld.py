@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from nftguard.errors import NftguardError
 from nftguard.migrate import iptables, words
-from nftguard.migrate.rules import Finding, Rule, Ruleset
+from nftguard.migrate.rules import Family, Finding, Rule, Ruleset
 from nftguard.model import Hook
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 _DIRECT = re.compile(r"(ipv4|ipv6|eb) +(\S+) +(\S+) +(-?\d+) +(.*)")
+_FAMILIES: dict[str, Family] = {"ipv4": "4", "ipv6": "6"}
+_BLOCKING = re.compile(r"-j ?(DROP|REJECT)\b|--jump[ =](DROP|REJECT)\b")
 _TARGETS = {"accept": "ACCEPT", "drop": "DROP", "reject": "REJECT"}
 # Those that spam and worms use: firewalld's names are not those of /etc/services.
 _SERVICES = {
@@ -90,12 +93,23 @@ def _attributes(element: Element) -> _Direct:
 
 
 def _direct(found: Ruleset, rules: Iterable[tuple[int, str, str, str, int, str]]) -> None:
-    for number, family, table, chain, _, text in sorted(rules, key=lambda rule: rule[4]):
+    for number, family, table, chain, order, text in sorted(rules, key=lambda rule: rule[4]):
         if family in {"ipv4", "ipv6"}:
-            iptables.add(found, number, f"-A {chain} {text}" if chain else text, table or "filter")
+            iptables.add(found, number, f"-A {chain} {text}" if chain else text, table or "filter", _FAMILIES[family])
+            if _BLOCKING.search(text):
+                what = f"rule {family} {table} {chain} {order}" if chain else f"passthrough {family}"
+                found.undo.append(f"firewall-cmd --permanent --direct --remove-{what} {_quoted(text)}")
         elif family != "chain":
             found.findings.add(Finding(number, text, "not translated: this is no direct rule for IPv4 or IPv6"))
+    found.undo += ["firewall-cmd --reload"] * bool(found.undo)
     found.notes.append("Direct rules hold for IPv4 or IPv6, as each says; these blocks hold for both.")
+
+
+def _quoted(text: str) -> str:
+    try:
+        return shlex.join(shlex.split(text))
+    except ValueError:
+        return shlex.quote(text)
 
 
 def _policy(root: Element, at: dict[Element, int], lines: Sequence[str]) -> Ruleset:
@@ -127,9 +141,28 @@ def _policy(root: Element, at: dict[Element, int], lines: Sequence[str]) -> Rule
     ]
     if (target := root.get("target", "CONTINUE")) in _TARGETS.values():
         chain.append(Rule(at[root], f'<policy target="{target}">', target))
+    found.undo = [*_undoing(root), "firewall-cmd --reload"]
     found.chains[found.entry[hook]] = chain
     found.notes.append(f"{_BY_ITSELF}; so do these blocks.")
     return found
+
+
+def _undoing(policy: Element) -> Iterator[str]:
+    """Give the commands that take the blocks out of a policy."""
+    of = "firewall-cmd --permanent --policy=NAME"
+    if policy.get("target") in {"DROP", "REJECT"}:
+        yield f"{of} --set-target=CONTINUE"
+    for rule in policy.findall("rule"):
+        if rule.find("drop") is not None or rule.find("reject") is not None:
+            words_of = (_rich(part, skip=("invert",)) for part in rule)
+            yield f"{of} --remove-rich-rule={shlex.quote(' '.join([_rich(rule), *words_of]))}"
+
+
+def _rich(element: Element, skip: tuple[str, ...] = ()) -> str:
+    """Put an element into the words of firewalld.richlanguage(5)."""
+    no = ["NOT"] if element.get("invert", "").lower() in {"true", "yes", "1"} else []
+    told = [f'{key}="{value}"' for key, value in element.items() if key not in skip]
+    return " ".join([element.tag, *no, *told, *(_rich(part) for part in element if part.tag == "limit")])
 
 
 def _priority(element: Element) -> int:
@@ -147,7 +180,7 @@ def _rules(element: Element, line: int, text: str) -> Iterator[Rule]:
         case "rule":
             parts = [option for part in element for option in _options(part)]
             if "-j" in parts:
-                yield words.rule(line, text, parts)
+                yield words.rule(line, text, parts, _FAMILIES.get(element.get("family", ""), ""))
         case "ingress-zone" | "egress-zone" | "short" | "description":
             pass
         case tag:

@@ -6,11 +6,17 @@ import re
 import shlex
 from typing import TYPE_CHECKING
 
+from nftguard.names import clean
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    from nftguard.migrate.rules import Ruleset
+
 _MAX_FILE = 1 << 20  # bytes
+_MAX_COMMANDS = 20
+_KEEPS = "the old rules stay in force beside nftguard's until they are deleted where they are kept"
 _HOOKS = ("if-pre-up.d", "if-up.d")
 _SAVED = ("iptables.up.rules", "iptables.rules", "iptables/rules.v4", "iptables/rules.v6", "sysconfig/iptables")
 
@@ -21,6 +27,15 @@ def advice(root: Path, prefixes: Iterable[str]) -> list[str]:
     Gives lines to show: what was found, and each command indented below it. What cannot be read is passed over.
     """
     return [*_loaders(root), *_saved(root), *_filters(root, prefixes)]
+
+
+def undoing(rules: Ruleset, name: str) -> list[str]:
+    """Give the same for rules that ufw or firewalld keep in force; `name` is that of a policy. Empty for others."""
+    if not rules.undo:
+        return []
+    commands = [command.replace("policy=NAME", f"policy={shlex.quote(name)}", 1) for command in rules.undo]
+    more = [f"and {len(commands) - _MAX_COMMANDS:,} more"] * (len(commands) > _MAX_COMMANDS)
+    return [f"{_KEEPS}:", *(f"    {clean(command, 4000)}" for command in commands[:_MAX_COMMANDS]), *more]
 
 
 def _loaders(root: Path) -> Iterator[str]:

@@ -25,6 +25,9 @@ PASSING_BY = {
 }
 """Targets after which the next rule is tried (iptables-extensions(8))."""
 
+Family = Literal["", "4", "6"]
+"""Which packets a rule is about: those of IPv4, or of IPv6, or both."""
+
 
 class Kind(StrEnum):
     """What a rule asks of a packet, besides its protocol and its destination port."""
@@ -82,6 +85,7 @@ class Rule:
     goto: bool = False  # what its chain does not decide goes on after the jump before it
     comment: str = ""
     prefix: str = ""  # of a LOG
+    family: Family = ""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -104,9 +108,26 @@ class Ruleset:
     kind: str  # what it was recognised as, "iptables rules"
     chains: dict[str, list[Rule]] = field(default_factory=dict)
     entry: dict[Hook, str] = field(default_factory=lambda: {hook: hook.name for hook in HOOKS})
-    policy: dict[Hook, Rule] = field(default_factory=dict)
+    policy: dict[tuple[Hook, Family], Rule] = field(default_factory=dict)
     """What becomes of a packet that no rule decides; it passes where there is none."""
+    declared: set[str] = field(default_factory=set)
+    """The chains that the file makes; the jumps to others may be elsewhere."""
     findings: set[Finding] = field(default_factory=set)
     left: Counter[str] = field(default_factory=Counter)
     """How many rules have nothing to do with blocking, by kind."""
     notes: list[str] = field(default_factory=list)
+    undo: list[str] = field(default_factory=list)
+    """The commands that take back what it blocks, where the other firewall has its own; NAME stands for a policy's."""
+
+    def families(self) -> tuple[Family, ...]:
+        """Give the families that differ in their rules; one alone where the rules are all of it, or of none."""
+        rules = [rule for chain in self.chains.values() for rule in chain if rule.line]
+        said = {rule.family for rule in (*rules, *(rule for rule in self.policy.values() if rule.target != "ACCEPT"))}
+        if not said - {""}:
+            return ("",)
+        return ("4", "6") if "" in said or len(said) == 2 else tuple(said)
+
+
+def passes_by(target: str) -> bool:
+    """Whether the next rule is tried after this target; ufw's own chains for logging are in files of their own."""
+    return target in PASSING_BY or (target.startswith(("ufw-", "ufw6-")) and "logging" in target)

@@ -30,6 +30,10 @@ _TITLES = re.compile(
     r"(Status|Logging|New profiles): |To\s+Action\s+From$|--\s+------\s+----$|Added user rules|\(None\)"
 )
 _PORTS = re.compile(r"\d+(:\d+)?(,\d+(:\d+)?)*")  # an IPv6 address has two colons
+_TUPLE = re.compile(
+    r"### tuple ### (route:)?(deny|reject)(?:_log(?:-all)?)? (\w+) ([\d:,]+|any) (\S+) ([\d:,]+|any) (\S+) "
+    r"((?:in|out)[\w!.@:+-]*)"
+)
 _BY_ITSELF = "ufw by itself lets pass what goes over lo, and what belongs to a connection that is open"
 
 
@@ -46,11 +50,16 @@ def read(lines: Sequence[str]) -> Ruleset:
     if any(line.startswith("*filter") for line in lines):
         found = iptables.read(lines)
         found.kind = "ufw's user.rules"
-        six = "6" * any(name.startswith("ufw6-user-") for name in found.chains)
-        found.entry = {hook: f"ufw{six}-user-{hook}" for hook in HOOKS}
+        found.entry = {hook: f"ufw-user-{hook}" for hook in HOOKS}
+        for name in found.entry.values():  # those of user6.rules have chains of their own
+            found.chains.setdefault(name, []).extend(found.chains.pop(name.replace("ufw", "ufw6", 1), []))
+        found.undo = [command for line in lines if (command := _of_tuple(line))]
         found.notes.append("Its default policies are in /etc/default/ufw, and were not looked at.")
     else:
         found = _listed(lines)
+        found.undo = [command for line in lines if (command := _deleting(line.strip()))]
+        if any(_COLUMNS.fullmatch(line.strip()) for line in lines if len(line) <= _MAX_LINE):
+            found.undo += ["ufw status numbered", "ufw delete NUMBER  # for each that denies, the last one first"]
     found.notes.append(f"{_BY_ITSELF}; so do these blocks.")
     for hook in HOOKS:
         link = {Hook.INPUT: ("-i", "lo"), Hook.OUTPUT: ("-o", "lo"), Hook.FORWARD: ()}[hook]
@@ -71,13 +80,40 @@ def _listed(lines: Sequence[str]) -> Ruleset:
             if defaults := _DEFAULTS.match(line):
                 for hook, verdict in zip((Hook.INPUT, Hook.OUTPUT, Hook.FORWARD), defaults.groups(), strict=True):
                     if verdict in _TARGETS:
-                        found.policy[hook] = Rule(number, line, _TARGETS[verdict])
+                        found.policy[hook, ""] = Rule(number, line, _TARGETS[verdict])
                 continue
             hook, rule = _command(number, line) if line.startswith("ufw ") else _columns(number, line)
             found.chains.setdefault(found.entry[hook], []).append(rule)
         except ValueError as error:
             found.findings.add(Finding(number, line, f"not translated: {error}"))
     return found
+
+
+def _deleting(line: str) -> str:
+    """Give the command that deletes what a line of `ufw show added` denies."""
+    told = re.fullmatch(r"(ufw|ufw route) ((?:deny|reject) .*?)(?: comment '.*)?", line)
+    try:
+        return f"{told[1]} delete {shlex.join(shlex.split(told[2]))}" if told else ""
+    except ValueError:  # it is among the findings
+        return ""
+
+
+def _of_tuple(line: str) -> str:
+    """Give the command that deletes what a comment of user.rules describes, in ufw's words for all of its parts."""
+    told = _TUPLE.match(line)
+    if not told:
+        return ""
+    routed, verb, protocol, port, to, sport, source, way = told.groups()
+    sides = [word for word in way.split("!") if word]
+    parts = ["ufw", *(["route"] if routed else []), "delete", verb]
+    for side in sides if not routed or "_" in way else ():
+        where, _, link = side.partition("_")
+        parts += [where, "on", link] if link else [where]
+    parts += [] if protocol == "any" else ["proto", protocol]
+    for word, address, its in (("from", source, sport), ("to", to, port)):
+        parts += [word, "any" if address in {"0.0.0.0/0", "::/0"} else address]
+        parts += [] if its == "any" else ["port", its]
+    return shlex.join(parts)
 
 
 def _columns(number: int, line: str) -> tuple[Hook, Rule]:
@@ -94,8 +130,12 @@ def _columns(number: int, line: str) -> tuple[Hook, Rule]:
             out = side == "to" if hook is Hook.FORWARD else side == "from"
             options += ["-o" if out else "-i", link.strip()]
         for word in text.split():
-            options += _word(side, word)
-    return hook, _rule(number, line, [*options, "-j", _TARGETS[found["action"].lower()]], found["comment"] or "")
+            words_of = _word(side, word)
+            options += words_of[2:] if "-p" in options and "-p" in words_of else words_of
+    rule = _rule(number, line, [*options, "-j", _TARGETS[found["action"].lower()]], found["comment"] or "")
+    # What is for both families has a line for each; that of IPv6 is marked, where no address tells.
+    six = "(v6)" in line or any(":" in value for fact in rule.facts for value in fact.values)
+    return hook, replace(rule, family="6" if six else "4")
 
 
 def _word(side: str, word: str) -> list[str]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from nftguard import services, values
-from nftguard.migrate.rules import EVERY_PORT, EVERY_PROTOCOL, Fact, Kind, Rule
+from nftguard.migrate.rules import EVERY_PORT, EVERY_PROTOCOL, PASSING_BY, Fact, Family, Kind, Rule
 from nftguard.model import Protocol
-from nftguard.ports import Ports
+from nftguard.ports import Ports, merge, without
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -32,6 +32,9 @@ _SAME = {
 }
 _MATCHES = {"tcp", "udp", "sctp", "dccp", "multiport", "comment", "conntrack", "state", "owner", "iprange"}
 _NUMBERS = {"6": Protocol.TCP, "17": Protocol.UDP, "33": Protocol.DCCP, "132": Protocol.SCTP}
+_WITH_OPTIONS = PASSING_BY - {""}
+_ONCE = {"--protocol", "--source", "--destination", "--in-interface", "--out-interface", "--jump"}
+_ATTACHED = re.compile(r"(-[psdiojgm])([^-].*)", re.DOTALL)
 _STATES = frozenset({"NEW", "ESTABLISHED", "RELATED", "INVALID", "UNTRACKED"})
 
 
@@ -47,30 +50,41 @@ class _Draft:
     prefix: str = ""
 
 
-def rule(line: int, text: str, words: Sequence[str]) -> Rule:
+def rule(line: int, text: str, words: Sequence[str], family: Family = "") -> Rule:
     """Read the words of a rule, without the `-A CHAIN` before them.
 
     What nftguard has no word for becomes a fact of the kind OTHER. Raises ValueError where a value is missing or wrong.
     """
-    draft, rest = _Draft(), list(words)
+    draft, rest, once = _Draft(), list(words), set[str]()
     while rest:
         negated = rest[0] == "!"
         if negated:
             rest.pop(0)
         if not rest:
             raise ValueError("it ends in '!'")
-        option, equals, value = rest.pop(0).partition("=")
+        word = rest.pop(0)
+        attached = _ATTACHED.fullmatch(word)  # "-ptcp"
+        option, equals, value = (attached[1], "=", attached[2]) if attached else word.partition("=")
         if equals:
             rest.insert(0, value)
+        if not option.startswith("-"):
+            raise ValueError(f"{word!r} is no option")
         if rest and rest[0] == "!" and not negated and not option.startswith(("-j", "-m")):
             negated = True  # "-d ! 192.0.2.1", as it was written once
             rest.pop(0)
-        _option(draft, _SAME.get(option, option), negated, rest)
+        option = _SAME.get(option, option)
+        single = "--jump" if option == "--goto" else option
+        if option in {"-A", "-I", "-D", "-R", "--append", "--insert"} or (single in _ONCE and single in once):
+            raise ValueError(f"more than one rule, or {option} twice")  # iptables takes neither
+        once.add(single)
+        _option(draft, option, negated, rest)
+    if not draft.ports:
+        raise ValueError("its ports exclude each other")
     if draft.ports == (Ports(0, 0),):
         raise ValueError("port 0 is no port that nftguard could block")
     return Rule(
         line, text, draft.target, draft.protocols, draft.portless, draft.ports, tuple(dict.fromkeys(draft.facts)),
-        draft.goto, draft.comment, draft.prefix,
+        draft.goto, draft.comment, draft.prefix, family,
     )  # fmt: skip
 
 
@@ -90,7 +104,7 @@ def _option(draft: _Draft, option: str, negated: bool, rest: list[str]) -> None:
             _interface(draft, Kind.IN if option == "--in-interface" else Kind.OUT, value(), negated)
         case "--dport":
             found = ports(value())
-            draft.ports = _common(draft.ports, _others(found) if negated else found)
+            draft.ports = _common(draft.ports, without(EVERY_PORT[0], merge(found)) if negated else found)
         case "--sport":
             draft.facts.append(Fact(Kind.OTHER, (f"the port it is sent from ({value()})",), negated))
         case "--ports" | "--port":
@@ -119,7 +133,9 @@ def _option(draft: _Draft, option: str, negated: bool, rest: list[str]) -> None:
             draft.comment = value()
         case "--log-prefix":
             draft.prefix = value()
-        case _ if draft.target:  # an option of the target, like --reject-with
+        case "--reject-with":
+            value()
+        case _ if draft.target in _WITH_OPTIONS:
             _skip(rest)
         case _:
             draft.facts.append(Fact(Kind.OTHER, (f"the option {option}",), negated))
@@ -238,16 +254,6 @@ def _port(word: str) -> int:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", word):
         raise ValueError(f"{word!r} is not a port")
     return services.parse(word)[0].first
-
-
-def _others(listed: Iterable[Ports]) -> tuple[Ports, ...]:
-    """Give every port that is not listed."""
-    found, first = [], 0
-    for span in sorted(listed):
-        if span.first > first:
-            found.append(Ports(first, span.first - 1))
-        first = max(first, span.last + 1)
-    return (*found, Ports(first, 65535)) if first <= 65535 else tuple(found)
 
 
 def _common(one: Iterable[Ports], other: Sequence[Ports]) -> tuple[Ports, ...]:

@@ -11,6 +11,7 @@ from nftguard import bootscript, folder, state
 from nftguard.errors import UnavailableError
 from nftguard.resolver import entries
 from nftguard.resolver.entries import MAX_NAMES, Entry
+from nftguard.wording import lasting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -194,9 +195,9 @@ class Names:
             return f"{name}: {error}; it has no address, and nothing passes for it"
         age = self._clock() - (entry.at or 0.0)
         if entry.error:
-            return f"{name}: {entry.error}; its last answer, of {_told(age)} ago, holds"
+            return f"{name}: {entry.error}; its last answer, of {lasting(age)} ago, holds"
         if age > entry.ttl + LATE:
-            return f"{name}: not looked up for {_told(age)} ({_SEE}); its last answer holds"
+            return f"{name}: not looked up for {lasting(age)} ({_SEE}); its last answer holds"
         return ""
 
 
@@ -219,11 +220,3 @@ def _file() -> Path:
 def _gist(found: Mapping[str, Entry]) -> dict[str, tuple[tuple[str, ...], float | None]]:
     """Give what is worth writing: the addresses, and the hour in which they were confirmed."""
     return {name: (entry.addresses, entry.at and entry.at // 3600) for name, entry in found.items()}
-
-
-def _told(seconds: float) -> str:
-    """Write an age: `40 s`, `90 min`, `3 h`, `2 days`."""
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{round(seconds / size)} {unit}"
-    return f"{round(max(0.0, seconds))} s"

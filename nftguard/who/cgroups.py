@@ -57,6 +57,19 @@ def mounted(proc: Path = Path("/proc")) -> Path:
     raise UnavailableError("cgroup v2 is not mounted here: attempts cannot be traced to units")
 
 
+def ids(root: Path, path: str) -> tuple[int, ...]:
+    """Give the ids of a group and of those above it, from below the root on. Raises OSError where one is gone.
+
+    A path is as `Tree.path` gives it; of the root itself there are none.
+    """
+    folder, found = root, []
+    for part in path.split("/"):
+        if part:
+            folder /= part
+            found.append(folder.stat().st_ino)
+    return tuple(found)
+
+
 class Tree:
     """The cgroups of the host by their ids, followed with inotify, so that also a short-lived one is known.
 

@@ -1,4 +1,4 @@
-"""Which of a program's clients explains its attempts: how sure that is, and on what it rests.
+"""Which of a program's clients explains its attempts: how sure that is, and on what it rests. Pure.
 
 A client whose request makes the program connect has sent it data a moment before, and often waits on that connection
 from then on. Whoever is connected does the same by chance; how often is learnt from looks at other times. Each attempt

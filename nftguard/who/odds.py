@@ -1,4 +1,4 @@
-"""How much better than chance a client explains attempts, by when it spoke and whether it waited since."""
+"""How much better than chance a client explains attempts, by when it spoke and whether it waited since. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose a control group is, by its path: the unit, the login session, the container.
+"""Whose a control group is, by its path: the unit, the login session, the container. Pure.
 
 Only what systemd or root named counts: what a user or a container makes in the part of the tree that was given to it
 can take any name.

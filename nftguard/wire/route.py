@@ -14,10 +14,9 @@ from typing import NamedTuple
 
 from nftguard.errors import UnavailableError
 from nftguard.names import shown
-from nftguard.wire import netlink
+from nftguard.wire import netlink, rtnl
 
 _NEWROUTE, _GETROUTE = 24, 26
-_ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg: family, lengths of destination and source, 5 more, flags
 _TO, _FROM, _ENTERS, _LEAVES, _PREFERRED, _USER = 1, 2, 3, 4, 7, 25
 
 
@@ -44,12 +43,12 @@ def toward(destination: str, source: str = "", uid: int | None = None, inbound: 
             for kind, name in ((_ENTERS, inbound), (_LEAVES, outbound))
             if name
         ]
-        body = _ROUTE.pack(family, len(to.packed) * 8, len(start) * 8, 0, 0, 0, 0, 0, 0)
+        body = rtnl.ROUTE.pack(family, len(to.packed) * 8, len(start) * 8, 0, 0, 0, 0, 0, 0)
         body += b"".join(netlink.attribute(kind, value) for kind, value in asked if value)
         with netlink.open_socket(netlink.NETLINK_ROUTE, 1 << 16) as sock:
             for answer in netlink.ask(sock, _GETROUTE, body):
                 if answer.kind == _NEWROUTE:
-                    return _way(dict(netlink.attributes(answer.body, _ROUTE.size)))
+                    return _way(dict(netlink.attributes(answer.body, rtnl.ROUTE.size)))
     except OSError as error:
         ends = "".join(
             f" {word} {shown(name)}"

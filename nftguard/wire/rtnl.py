@@ -39,7 +39,8 @@ _ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, length of the pr
 _ADDRESS_ADDRESS, _ADDRESS_LOCAL = 1, 2
 _BITS: dict[int, int] = {socket.AF_INET: 32, socket.AF_INET6: 128}
 
-_ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg: family, length of the destination, 5 more, type, flags
+ROUTE = struct.Struct("=BBBBBBBBI")
+"""struct rtmsg: family, lengths of destination and source, 4 more, type, flags."""
 _ROUTE_TO, _ROUTE_LINK, _ROUTE_MULTIPATH, _ROUTE_NEXTHOP = 1, 4, 9, 30
 _UNICAST = 1  # and no blackhole, unreachable, prohibit, throw, local
 _HOP = struct.Struct("=HBBi")  # struct rtnexthop: length, flags, weight, index
@@ -80,7 +81,7 @@ def is_short(body: bytes) -> bool:
 
     This reads two bytes: of 100,000 routes, all but a few are never taken apart.
     """
-    return len(body) >= _ROUTE.size and body[1] < _SHORT.get(body[0], 0)
+    return len(body) >= ROUTE.size and body[1] < _SHORT.get(body[0], 0)
 
 
 def links(sock: socket.socket) -> list[Link]:
@@ -162,8 +163,8 @@ class _Route(NamedTuple):
 
 def _route(body: bytes) -> _Route | None:
     """Read a short route; None: it leads nowhere that matters."""
-    family, length, _, _, _, _, _, kind, _ = _ROUTE.unpack_from(body)
-    found = dict(netlink.attributes(body, _ROUTE.size))
+    family, length, _, _, _, _, _, kind, _ = ROUTE.unpack_from(body)
+    found = dict(netlink.attributes(body, ROUTE.size))
     start = found.get(_ROUTE_TO, b"")[:1]
     first = start[0] if start else 0
     if kind != _UNICAST or (family == socket.AF_INET and first >= _MULTICAST):

@@ -36,7 +36,7 @@ TRIXIE = Suite(
     13,
     systemd="257",
     nft="1.1.3",
-    packages=("python3-click", "python3-pydantic", "python3-structlog"),
+    packages=("python3-click", "python3-dnspython", "python3-pydantic", "python3-structlog"),
     venv=False,
 )
 SUITES = (BOOKWORM, TRIXIE)

@@ -7,24 +7,24 @@ given for. Where the clock went back meanwhile nobody knows how much of it has p
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-import stat
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nftguard import bootscript, granted, grants, state
+from nftguard import bootscript, control, folder, state
+from nftguard.allowed import words
+from nftguard.allowed.grant import Selection
+from nftguard.allowed.grant import read as read_grant
 from nftguard.errors import NftguardError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nftguard.allow import Allowance
-    from nftguard.grants import Grant, Selection
+    from nftguard.allowed.grant import Grant
 
 MOST = 256
 """Grants in force at one time."""
@@ -65,9 +65,13 @@ def path() -> Path:
     return Path(bootscript.state_dir()) / "allowances.json"
 
 
-def current() -> tuple[Allowance, ...]:
-    """Read what is allowed at present, for a verb: the book is the daemon's, and nothing is written."""
-    return Allowances(lambda *_: None).current()
+def read() -> Allowances:
+    """Read the book, for a verb that only looks at it: it is the daemon's, and nothing is to be written.
+
+    While a daemon runs, the book is of this boot. It may know the boot by another name: systemd 252 takes a container's
+    own boot_id away from a service with ProtectKernelTunables=.
+    """
+    return Allowances(lambda *_: None, of_this_boot=control.listening())
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +87,14 @@ class Allowances:
     Every change is saved at once. `complain` is told where that fails: then the book holds for this process alone.
     """
 
-    def __init__(self, complain: Callable[[Path, OSError], None], clock: Clocks | None = None) -> None:
+    def __init__(
+        self, complain: Callable[[Path, OSError], None], clock: Clocks | None = None, *, of_this_boot: bool = False
+    ) -> None:
+        """Read the file; `of_this_boot`: whatever name of a boot stands in it."""
         self._complain = complain
+        self._of_this_boot = of_this_boot
+        self.unsaved = False
+        """Whether the file says still what was taken back: then it comes back with the next process."""
         self._clock = clock or clocks()
         self._held: list[_Held] = []
         self._over: list[Grant] = []
@@ -93,8 +103,6 @@ class Allowances:
         """Why the file was of no use; empty where it was read, or where there is none."""
         try:
             self._load()
-        except FileNotFoundError:
-            pass
         except OSError as error:
             self.ignored = str(error.strerror)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -108,7 +116,7 @@ class Allowances:
         NftguardError when too many are in force.
         """
         self._end()
-        same = grants.Selection(frozenset(grant.ports), (grant.who, grant.value), grant.hook, grant.protocol)
+        same = Selection(frozenset(grant.ports), (grant.who, grant.value), grant.hook, grant.protocol)
         kept, _ = _split(self._held, same)
         if len(kept) >= MOST:
             raise NftguardError(f"{MOST} allowances are in force already; take one back first, with `nftguard deny`")
@@ -164,7 +172,7 @@ class Allowances:
             {
                 "hook": held.grant.hook.value,
                 "protocol": held.grant.protocol.value,
-                "ports": granted.spans(held.grant.ports),
+                "ports": words.spans(held.grant.ports),
                 "who": held.grant.who.value,
                 "value": held.grant.value,
                 "until": wall + held.end - now,
@@ -195,16 +203,24 @@ class Allowances:
         }
         lasting = any(held.grant.persist for held in self._held)
         self._keep_at = self._clock.monotonic() + KEEP_EVERY if lasting else math.inf
+        self.unsaved = False
         try:
             state.write(path(), json.dumps(document), 0o600)
         except OSError as error:
-            with contextlib.suppress(OSError):
+            try:
                 path().unlink(missing_ok=True)  # what was taken back must not come back with the next process
+            except OSError:
+                self.unsaved = True
             self._complain(path(), error)
 
     def _load(self) -> None:
-        document = json.loads(_text())
-        same = bool(self._clock.boot) and document["boot"] == self._clock.boot
+        data = folder.read(path(), _MOST_BYTES)
+        if data is None:
+            return
+        if len(data) > _MOST_BYTES:
+            raise ValueError("larger than 1 MiB")
+        document = json.loads(data)
+        same = self._of_this_boot or (bool(self._clock.boot) and document["boot"] == self._clock.boot)
         now, wall = self._clock.elapsed(), self._clock.wall()
         went_on = wall >= _number(document["saved"])
         if len(document["grants"]) > MOST:
@@ -212,7 +228,7 @@ class Allowances:
         for found in document["grants"]:
             end, left, until = (_number(found.pop(name)) for name in ("end", "left", "until"))
             by = str(found.pop("by"))
-            grant = grants.read(found, by)
+            grant = read_grant(found, by)
             rest = 0.0
             if same:
                 rest = min(end - now, grant.seconds)
@@ -236,17 +252,6 @@ def _split(held: list[_Held], selection: Selection) -> tuple[list[_Held], list[G
         if rest := tuple(port for port in one.grant.ports if port not in ports):
             kept.append(replace(one, grant=replace(one.grant, ports=rest)))
     return kept, taken
-
-
-def _text() -> str:
-    # A FIFO would be waited for.
-    with open(path(), "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            raise ValueError("no regular file")
-        data = stream.read(_MOST_BYTES + 1)
-    if len(data) > _MOST_BYTES:
-        raise ValueError("larger than 1 MiB")
-    return data.decode()
 
 
 def _number(value: object) -> float:

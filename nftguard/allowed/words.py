@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nftguard.ports import Ports
+from nftguard.ports import Ports, merge
+from nftguard.wording import lasting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-_UNITS = (("d", 86400), ("h", 3600), ("min", 60))
 
 
 def lines(listing: Iterable[Mapping[str, Any]], now: float) -> list[str]:
@@ -35,18 +34,4 @@ def whom(who: str, value: str) -> str:
 
 def spans(ports: Iterable[int]) -> str:
     """Write ports shortly: `25,465,6000-6063`."""
-    found: list[Ports] = []
-    for port in sorted(ports):
-        if found and port == found[-1].last + 1:
-            found[-1] = Ports(found[-1].first, port)
-        else:
-            found.append(Ports(port, port))
-    return ",".join(map(str, found))
-
-
-def lasting(length: float) -> str:
-    """Say how long in words, the smaller unit left out: `29 min`, `2 h`, `45 s`."""
-    for unit, size in _UNITS:
-        if length >= 2 * size or length == size:
-            return f"{int(length // size)} {unit}"
-    return f"{max(0, int(length))} s"
+    return ",".join(map(str, merge((Ports(port, port) for port in ports), touching=True)))

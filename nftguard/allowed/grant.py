@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from nftguard import granted, services, values
+from nftguard import services, values
 from nftguard.allow import Allowance
+from nftguard.allowed import words
 from nftguard.model import Hook, Protocol
 from nftguard.names import clean
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 MOST_PORTS = 64
 """Ports that one grant opens at most: more than that is a slip of the hand, or belongs into the configuration."""
 MOST_SECONDS = 7 * 86400
-
-_TIME = re.compile(r"([1-9][0-9]{0,6})\s*(s|m|min|h|d)")
-_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
 class Who(StrEnum):
@@ -64,7 +61,7 @@ class Grant:
 
     def __str__(self) -> str:
         """Say what is let through: `tcp/587 on output for user postfix`."""
-        return granted.what(self.protocol, granted.spans(self.ports), self.hook, self.who, self.value)
+        return words.what(self.protocol, words.spans(self.ports), self.hook, self.who, self.value)
 
     def allowances(self, left: int) -> Iterator[Allowance]:
         """Give what the policy is told, for so many seconds more."""
@@ -96,7 +93,7 @@ class Grant:
             "allowance": str(self),
             "hook": self.hook.value,
             "protocol": self.protocol.value,
-            "ports": granted.spans(self.ports),
+            "ports": words.spans(self.ports),
             "who": f"{self.who} {self.value}".rstrip(),
             "given_by": self.by,
             "seconds": self.seconds,
@@ -115,10 +112,10 @@ class Selection:
 
     def __str__(self) -> str:
         """Say what is looked for, as `deny` was told."""
-        ports = granted.spans(self.ports) if self.ports is not None else "any port"
+        ports = words.spans(self.ports) if self.ports is not None else "any port"
         parts = [f"{self.protocol}/{ports}" if self.protocol else ports]
         parts += [f"on {self.hook}"] if self.hook else []
-        return " ".join([*parts, granted.whom(*self.who)] if self.who else parts)
+        return " ".join([*parts, words.whom(*self.who)] if self.who else parts)
 
     def taken(self, grant: Grant) -> tuple[int, ...]:
         """Give the ports of the grant that it takes back."""
@@ -159,25 +156,19 @@ def read(arguments: Mapping[str, object], by: str = "") -> Grant:
 def select(arguments: Mapping[str, object]) -> Selection:
     """Read what `deny` is asked for. Raises ValueError, with what is wrong and the way out."""
     _known(arguments, {"ports", "hook", "protocol", "all", *Who})
-    every, words = arguments.get("all", False), _word(arguments, "ports")
-    if bool(words.split()) == (every is True):
-        raise ValueError("name the ports to take back, or --all for every port")
+    every, named = arguments.get("all", False), _word(arguments, "ports")
+    who = _who(arguments)
+    if named.split() and every is True:
+        raise ValueError("either ports or --all, not both")
+    if not named.split() and every is not True and who is None:
+        raise ValueError(f"name the ports to take back, or for whom, with {_options()} or --anyone, or --all")
     hook, protocol = _word(arguments, "hook"), _word(arguments, "protocol")
     return Selection(
-        None if every is True else frozenset(_ports(words)),
-        _who(arguments),
+        frozenset(_ports(named)) if named.split() else None,
+        who,
         Hook(hook) if hook else None,
         Protocol(protocol) if protocol else None,
     )
-
-
-def seconds(text: str) -> int:
-    """Read how long: `30s`, `30m`, `2h`, `7d`. Raises ValueError."""
-    found = _TIME.fullmatch(text)
-    length = int(found[1]) * _SECONDS[found[2]] if found else 0
-    if not 1 <= length <= MOST_SECONDS:
-        raise ValueError(f"{values.toml(text)} is not a time up to 7d, like 30s, 30m or 2h")
-    return length
 
 
 def barred(config: Config, hook: Hook, protocol: Protocol, ports: Iterable[int]) -> tuple[int, ...]:
@@ -219,9 +210,11 @@ def _word(arguments: Mapping[str, object], name: str) -> str:
     return values.text(arguments.get(name, ""))
 
 
-def _ports(words: str) -> tuple[int, ...]:
+def _ports(text: str) -> tuple[int, ...]:
     found: set[int] = set()
-    for word in words.split():
+    for word in text.split():
+        if "," in word:
+            raise ValueError(f"no service {word!r}; separate ports with spaces")
         for ports in services.parse(word):
             found |= set(range(ports.first, ports.last + 1))
     if not found:

@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nftguard import granted, grants
+from nftguard.allowed import words
+from nftguard.allowed.book import path
+from nftguard.allowed.grant import Selection, barred, missing, read, select, waiting
 from nftguard.control import Answer
 from nftguard.errors import EX_FAILED, NftguardError
 from nftguard.journal import log
@@ -18,10 +20,10 @@ from nftguard.wording import local_time
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nftguard.allowances import Allowances
+    from nftguard.allowed.book import Allowances
+    from nftguard.allowed.grant import Grant
     from nftguard.config import Config
     from nftguard.control import Request
-    from nftguard.grants import Grant
     from nftguard.host import Host
     from nftguard.keeper import Keeper
     from nftguard.kernel import Kernel
@@ -43,16 +45,16 @@ def allow(
     known); `cgroups`: the kernel can tell units.
     """
     try:
-        asked = grants.read(request.arguments, _by(request, name))
-        ports = grants.barred(config, asked.hook, asked.protocol, asked.ports)
+        asked = read(request.arguments, _by(request, name))
+        ports = barred(config, asked.hook, asked.protocol, asked.ports)
         if not ports:
             raise ValueError(
-                f"nothing blocks {asked.protocol}/{granted.spans(asked.ports)} on {asked.hook}; `nftguard status` "
+                f"nothing blocks {asked.protocol}/{words.spans(asked.ports)} on {asked.hook}; `nftguard status` "
                 "lists what is blocked"
             )
         grant = replace(asked, ports=ports)
         host = look(grant)
-        if why := grants.missing(grant, host, cgroups=cgroups):
+        if why := missing(grant, host, cgroups=cgroups):
             raise ValueError(why)
         until = local_time(book.grant(grant))
     except (ValueError, NftguardError) as error:
@@ -60,8 +62,8 @@ def allow(
     log().warning("allowed", until=until, **grant.record())
     notes = [f"allowed until {until}: {grant}"]
     if open_ := set(asked.ports) - set(ports):
-        notes.append(f"{granted.spans(open_)} is not blocked")
-    if what := grants.waiting(grant, host):
+        notes.append(f"{words.spans(open_)} is not blocked")
+    if what := waiting(grant, host):
         notes.append(what)
     return Answer(0, "; ".join(notes))
 
@@ -69,16 +71,20 @@ def allow(
 def deny(book: Allowances, request: Request, name: Callable[[int], str]) -> Answer:
     """Take back what is asked for; to find nothing of the kind is a failure."""
     try:
-        selection = grants.select(request.arguments)
+        selection = select(request.arguments)
     except ValueError as error:
         return Answer(EX_FAILED, str(error))
     taken = book.revoke(selection)
     if not taken:
-        return Answer(EX_FAILED, f"nothing is allowed of {selection}; `nftguard status` lists what is")
+        of = "for a while" if selection == Selection(None, None, None, None) else f"of {selection}"
+        return Answer(EX_FAILED, f"nothing is allowed {of}; `nftguard status` lists what is")
     by = _by(request, name)
     for grant in taken:
         log().info("denied", denied_by=by, **grant.record())
-    return Answer(0, "\n".join(f"taken back: {grant}" for grant in taken))
+    told = "\n".join(f"taken back: {grant}" for grant in taken)
+    if book.unsaved:
+        return Answer(EX_FAILED, f"{told}\nbut a restart brings it back: {path()} can be neither written nor removed")
+    return Answer(0, told)
 
 
 class Desk:
@@ -94,12 +100,9 @@ class Desk:
     def answer(self, request: Request) -> Answer:
         """Change the book; where that was done, the exit code is 0 and the rules are to follow."""
         name = self._surroundings.user
-        policy = self._keeper.policy
         if request.verb == "deny":
             return deny(self._keeper.book, request, name)
-        if policy is None:
-            return Answer(EX_FAILED, "nothing is in force yet")
-        config = policy.config
+        config = self._keeper.policy.config
 
         def look(grant: Grant) -> Host:
             allowed = tuple(grant.allowances(1))
