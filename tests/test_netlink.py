@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import time
 from typing import TYPE_CHECKING
@@ -172,3 +173,9 @@ def test_the_unit_of_a_process_is_found_in_both_kinds_of_cgroup_tree(tmp_path: P
         assert hostinfo.unit_of(pid, "nft", tmp_path) == unit
     assert hostinfo.unit_of(1, "bash", tmp_path) == "", "the id was taken by another process"
     assert hostinfo.unit_of(99, "nft", tmp_path) == ""
+
+
+def test_a_refusal_with_a_number_beyond_all_errors_is_an_error_all_the_same() -> None:
+    """Found by mutated answers: strerror(3) has no room for it."""
+    with pytest.raises(OSError, match="Unknown error"):
+        netlink.raise_for_error(netlink.Message(netlink.NLMSG_ERROR, struct.pack("=i", -(1 << 31))))

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from nftguard.errors import UnavailableError
 from nftguard.network import Link, Network
 from nftguard.wire import netlink, rtnl
+from tests.fuzz import mutate
 from tests.netns import Namespace
 from tests.test_network import ports, sides
 
@@ -380,28 +381,12 @@ def test_a_nexthop_that_is_gone_by_now_leads_nowhere(answers: dict[bytes, list[b
         rtnl.look()
 
 
-def mutated(data: bytes, chance: random.Random) -> bytes:
-    found = bytearray(data)
-    for _ in range(chance.randint(1, 6)):
-        at = chance.randrange(len(found) + 1)
-        match chance.randrange(4):
-            case 0:
-                found[at : at + 1] = bytes([chance.choice((0, 1, 3, 4, 8, 127, 128, 255, chance.randrange(256)))])
-            case 1:
-                del found[at : at + chance.randint(1, 40)]
-            case 2:
-                found[at:at] = chance.randbytes(chance.randint(1, 8))
-            case 3:
-                found[at:at] = found[at : at + chance.randint(1, 60)]
-    return bytes(found)
-
-
 @given(seed=st.integers(0, 1 << 32))
 def test_whatever_is_answered_there_is_a_survey_or_an_error_of_one_line(
     answers: dict[bytes, list[bytes]], seed: int
 ) -> None:
     chance = random.Random(seed)  # noqa: S311
-    sock = Recorded({asked: [mutated(data, chance) for data in told] for asked, told in answers.items()})
+    sock = Recorded({asked: [mutate(data, chance) for data in told] for asked, told in answers.items()})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(netlink, "open_socket", lambda *_: sock)
         try:

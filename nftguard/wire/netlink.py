@@ -87,13 +87,19 @@ def attribute(kind: int, value: bytes) -> bytes:
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + b"\0" * (-len(value) % 4)
 
 
+def _refusal(code: int) -> OSError:
+    """Give the error for a code, which the kernel gives negated; strerror(3) takes no number beyond a C int."""
+    number = min(-code, 0x7FFFFFFF)
+    return OSError(number, os.strerror(number))
+
+
 def raise_for_error(found: Message) -> bool:
     """Tell whether the message is an acknowledgement. Raises OSError with the kernel's code when it is a refusal."""
     if found.kind != NLMSG_ERROR or len(found.body) < 4:
         return False
     (code,) = struct.unpack_from("=i", found.body)
     if code:
-        raise OSError(-code, os.strerror(-code))
+        raise _refusal(code)
     return True
 
 
@@ -114,7 +120,7 @@ def ask(
             if found.kind == NLMSG_DONE:
                 code = struct.unpack_from("=i", found.body)[0] if len(found.body) >= 4 else 0
                 if code < 0:
-                    raise OSError(-code, os.strerror(-code))
+                    raise _refusal(code)
                 return
             raise_for_error(found)
             yield found
