@@ -9,7 +9,6 @@ from nftguard import footing, lastgood, logins, state, status
 from nftguard.desired import look, wanted
 from nftguard.errors import ConfigError, NftguardError
 from nftguard.kernel import Nftables
-from nftguard.network import Network
 from nftguard.reconcile import reconcile
 from nftguard.wire import sockdiag
 
@@ -61,7 +60,7 @@ def apply(path: Path) -> tuple[str, tuple[str, ...]]:
         if outcome.live:
             good = replace(good, counters=outcome.live.counters)
         try:
-            lastgood.save(good, kernel.features, replace(found.host, network=Network()))
+            lastgood.save(good, kernel.features, found.host)
         except OSError as error:
             problems += (f"not kept for the next start: {error.strerror}: {error.filename}",)
     return f"{status.summary(desired)} ({status.told_changes(len(outcome.plan))})", problems

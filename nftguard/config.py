@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
-OTHER = ", or name another file with --config"
 """What to do about a file that cannot be read, where --config is what names it."""
 MAX_FILE = 1 << 20  # bytes; a configuration of 65,535 listed ports is under half of it
 MAX_PREFIX = 127  # bytes; NF_LOG_PREFIXLEN - 1, linux/include/uapi/linux/netfilter/nf_log.h
@@ -67,6 +66,11 @@ class Allow(_Strict):
     to: _Places = ()
     from_: Annotated[_Places, Field(alias="from")] = ()
     interfaces: _Interfaces = ()
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """List what is looked up among addresses, whichever end of the way they are."""
+        return (*self.to, *self.from_)
 
 
 class Block(_Strict):
@@ -124,38 +128,38 @@ def files(path: Path) -> list[Path]:
         return [path]
 
 
-def load(path: Path) -> Config:
-    """Read the file and its drop-ins.
+def load(path: Path, instead: Path | None = None) -> Config:
+    """Read the file and its drop-ins; `instead`: another in the place of the file itself.
 
     Raises ConfigError with every problem of every file.
     """
     problems: list[Problem] = []
     merged = Config()
     owner: dict[str, str] = {}
+    main = instead or path
+    other = "" if instead else ", or name another file with --config"  # which is no way to name `instead`
     try:
         paths = files(path)
     except OSError as error:
-        raise ConfigError((Problem(str(error.filename), "", _os_error(error)),)) from None
-    for file in paths:
+        raise ConfigError((Problem(str(error.filename), "", _os_error(error, other)),)) from None
+    for file in [main, *paths[1:]]:
         try:
             part = Config.model_validate(_read(file))
         except ValidationError as error:
             problems += [_problem(str(file), detail) for detail in error.errors()]
             continue
         except (OSError, ValueError) as error:
-            text = _os_error(error) if isinstance(error, OSError) else str(error)
+            text = _os_error(error, other) if isinstance(error, OSError) else str(error)
             problems.append(Problem(str(file), "", text))
             continue
         problems += _check(str(file), part, owner)
         merged = _merge(merged, part)
     if not merged.block and not problems:
-        problems.append(Problem(str(path), "block", "nothing is blocked; write at least one [[block]] with its ports"))
-    names = {
-        place for block in merged.block for place in (*block.allow.to, *block.allow.from_) if values.is_host(place)
-    }
+        problems.append(Problem(str(main), "block", "nothing is blocked; write at least one [[block]] with its ports"))
+    names = {place for block in merged.block for place in block.allow.places if values.is_host(place)}
     if len(names) > MAX_NAMES:
-        problems.append(Problem(str(path), "allow", f"has {len(names)} host names; at most {MAX_NAMES} are looked up"))
-    problems += [] if problems else _check_prefixes(str(path), merged)
+        problems.append(Problem(str(main), "allow", f"has {len(names)} host names; at most {MAX_NAMES} are looked up"))
+    problems += [] if problems else _check_prefixes(str(main), merged)
     if problems:
         raise ConfigError(tuple(problems))
     return merged
@@ -185,8 +189,8 @@ def _twice(text: str) -> str:
     return text.replace("Cannot overwrite a value", "a key stands twice")
 
 
-def _os_error(error: OSError) -> str:
-    return f"cannot be read: {error.strerror}; see `ls -l`{OTHER}"
+def _os_error(error: OSError, other: str) -> str:
+    return f"cannot be read: {error.strerror}; see `ls -l`{other}"
 
 
 def _merge(base: Config, part: Config) -> Config:

@@ -176,7 +176,7 @@ def _idle(block: Block, host: Host, packet: Packet) -> Iterator[str]:
         ):
             if known is None:
                 yield from (f"{shown(word)} (no {what})" for word in words if not word.isdigit() and word not in ids)
-    for place in (*listed.to, *listed.from_):
+    for place in listed.places:
         if values.is_host(place) and not host.names.get(place):
             yield f"{place} (no address)"
 

@@ -13,7 +13,6 @@ from nftguard.bulletin import Bulletin
 from nftguard.config import Config
 from nftguard.errors import KernelError, NftguardError
 from nftguard.journal import log
-from nftguard.network import Network
 from nftguard.pace import Cause, Pace
 from nftguard.plan import diff, remove
 from nftguard.reconcile import reconcile
@@ -164,6 +163,7 @@ class Keeper:
         self.bulletin.allowed = self.book.listing()
         allowed = self.book.current()
         left_out = ""
+        self._surroundings.want(good.config, allowed)
         try:
             host = self._surroundings.host(good.config, allowed)
             desired = policy.table(self._kernel.features, host, allowed)
@@ -250,8 +250,7 @@ class Keeper:
     def keep(self) -> None:
         """Write the last good policy, which one instead of it is not. Raises OSError."""
         if self.good:
-            # Of what is looked up, only what is sure to hold at the next boot: users and groups.
-            host = replace(self._surroundings.host(self.good.config), network=Network())
+            host = self._surroundings.host(self.good.config)
             lastgood.save(replace(self.good, counters=self._totals()), self._kernel.features, host)
 
 

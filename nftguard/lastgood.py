@@ -19,7 +19,8 @@ from nftguard import bootscript, nftscript, policy, state
 from nftguard.config import Config
 from nftguard.config import load as load_config
 from nftguard.model import Counter
-from nftguard.plan import Plan, create
+from nftguard.network import Network
+from nftguard.plan import create
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,14 +66,16 @@ def path() -> Path:
 
 
 def save(good: LastGood, features: Features, host: Host | None = None) -> None:
-    """Keep the policy, and what names stand for now, but for what ends with a boot. Raises OSError.
+    """Keep the policy, and what names stand for now, but for the network, which may be another at the next boot.
+
+    Raises OSError.
 
     Where it is that of files in doubt, they are so no longer.
     """
-    table = good.table(features, host)
+    table = good.table(features, replace(host, network=Network()) if host else None)
     totals = {name: [counter.packets, counter.bytes] for name, counter in table.counters.items() if counter.packets}
     comment = json.dumps({"config": dump(good.config), "counters": totals})
-    script = nftscript.script(Plan(tuple(create(table))))
+    script = nftscript.lines(create(table))
     state.write(path(), f"{bootscript.first_line(good.mark)}# {comment}\n{script}{bootscript.END}", 0o600)
     if good.files and good.files == _doubted():
         _doubt().unlink(missing_ok=True)

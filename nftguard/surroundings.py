@@ -65,6 +65,11 @@ class Surroundings:
         """Look at the network anew the next time."""
         self._network = None
 
+    def want(self, config: Config, allowances: tuple[Allowance, ...] = ()) -> None:
+        """Say which host names are wanted from now on: those of the policy in force, and of what is allowed besides."""
+        if self._names is not None:
+            self._names.want(needs_names(config, allowances))
+
     def host(self, config: Config, allowances: tuple[Allowance, ...] = ()) -> Host:
         """Tell what the names in the configuration, and of what is allowed for a while, stand for now."""
         kinds = {one.kind for one in allowances}
@@ -74,18 +79,15 @@ class Surroundings:
             users=self._users.ids() if "users" in kinds or any(block.allow.users for block in config.block) else {},
             groups=self._groups.ids() if "groups" in kinds or any(block.allow.groups for block in config.block) else {},
             units=self.units(config, allowances),
-            names=self._resolved(needs_names(config, allowances)),
+            names=self._addresses() if needs_names(config, allowances) else {},
         )
 
     def user(self, uid: int) -> str:
         """Give a user's name; empty where it has none here."""
         return self._users.name(uid)
 
-    def _resolved(self, wanted: set[str]) -> Mapping[str, frozenset[str]]:
-        if self._names is None:
-            return known.addresses() if wanted else {}
-        self._names.want(wanted)
-        return self._names.addresses()
+    def _addresses(self) -> Mapping[str, frozenset[str]]:
+        return known.addresses() if self._names is None else self._names.addresses()
 
     def _look(self) -> Network:
         if self._network is None:
@@ -120,8 +122,10 @@ class Surroundings:
         """Tell what in the configuration stands for nothing on this host, so that nothing passes for it."""
         found = []
         tree = self._tree()
-        links = {name for _, name in socket.if_nameindex()}
-        files = _unit_files() if needs_units(config) else set()
+        idle = {unit for unit in needs_units(config) if tree is not None and not tree.unit(unit)}
+        files = _unit_files() if idle else set()
+        named = any(block.allow.interfaces for block in config.block)
+        links = {name for _, name in socket.if_nameindex()} if named else set()
         for block in config.block:
             for what, listed, ids in (
                 ("user", block.allow.users, self._users.ids()),
@@ -142,13 +146,13 @@ class Surroundings:
                 f"block {block.name} allows the unit {unit}{_near(unit, files)}, which does not run and has no file: "
                 "nothing passes for it"
                 for unit in block.allow.units
-                if tree is not None and not tree.unit(unit) and not _has_file(unit, files)
+                if unit in idle and not _has_file(unit, files)
             ]
-        if needs_units(config) and self._tree() is None and (why := self._trouble()):
+        if needs_units(config) and tree is None and (why := self._trouble()):
             found.append(f"units are allowed, but nothing passes for them: {why}")
         if self._problem:
             found.append(self._problem)
-        if self._network and any(values.LOCAL in (*block.allow.to, *block.allow.from_) for block in config.block):
+        if self._network and any(values.LOCAL in block.allow.places for block in config.block):
             found += [
                 f"@local leaves {network} out, which is no neighbourhood" for network in sorted(self._network.vast)
             ]
@@ -156,7 +160,7 @@ class Surroundings:
             found += self._names.problems()
         else:
             names = needs_names(config)
-            there = self._resolved(names)
+            there = self._addresses() if names else {}
             found += [
                 f"{name}: no address is known yet, so nothing passes for it; the daemon looks it up once it runs"
                 for name in sorted(names)
@@ -193,16 +197,14 @@ def needs_units(config: Config, allowances: tuple[Allowance, ...] = ()) -> set[s
 
 def needs_names(config: Config, allowances: tuple[Allowance, ...] = ()) -> set[str]:
     """Name the hosts that a configuration excepts, or that are allowed for a while."""
-    places = [place for block in config.block for place in (*block.allow.to, *block.allow.from_)]
+    places = [place for block in config.block for place in block.allow.places]
     places += [one.value for one in allowances if one.kind in {"to4", "to6", "from4", "from6"}]
     return {place for place in places if values.is_host(place)}
 
 
 def _needs_network(config: Config) -> bool:
     return any(
-        Hook.FORWARD in block.hooks
-        or Hook.BRIDGE in block.hooks
-        or values.LOCAL in (*block.allow.to, *block.allow.from_)
+        Hook.FORWARD in block.hooks or Hook.BRIDGE in block.hooks or values.LOCAL in block.allow.places
         for block in config.block
     )
 

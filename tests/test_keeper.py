@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nftguard import journal, lastgood, notify
+from nftguard.allowed.grant import Grant, Who
 from nftguard.errors import ConfigError, KernelError
 from nftguard.keeper import Keeper
-from nftguard.model import PLAIN, Counter, Set
+from nftguard.model import PLAIN, Counter, Hook, Protocol, Set
 from nftguard.pace import Cause
 from nftguard.plan import AddMembers
+from nftguard.resolver.known import Names
 from nftguard.status import State
 from nftguard.surroundings import Surroundings
 from nftguard.wire.watch import Change
@@ -285,3 +287,19 @@ def test_an_exception_that_the_kernel_refuses_costs_the_exceptions_and_not_the_b
     assert found.elements == {"1000"}
     assert state(keeper) is State.PROTECTED
     assert "READY" in told
+
+
+def test_a_host_that_is_allowed_for_a_while_stays_wanted_when_the_policy_is_kept(
+    told: list[str], config_file: Path, folders: Path, console: io.StringIO
+) -> None:
+    """What is kept for the next boot does without it; the resolver must not be told so."""
+    journal.configure(console)
+    names = Names()
+    keeper = Keeper(config_file, FakeKernel(), Surroundings(names=names))
+    keeper.book.grant(Grant(Hook.OUTPUT, Protocol.TCP, (25,), Who.TO, "relay.example", 60))
+    keeper.pace.wake(Cause.START)
+    assert keeper.run() is None
+    keeper.keep()
+    assert "relay.example" in (folders / "run/names").read_text()
+    names.close()
+    assert told
