@@ -37,7 +37,6 @@ _NETWORKS = [
     for network in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32", "3fff::/20")
 ]
 
-_NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.DCCP: 33, Protocol.SCTP: 132}
 _SOURCE_PORT = 9  # discard: nobody waits for an answer there
 _TEXT = b"nftguard verify"  # for whoever finds one in a trace
 _TRIES = 8
@@ -118,7 +117,7 @@ class Canary:
         """
         family = _family(self.destination)
         with _being(self.uid):
-            sock = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NUMBERS[self.protocol])
+            sock = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, self.protocol.number)
         with sock:
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 1)

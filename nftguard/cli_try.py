@@ -73,7 +73,7 @@ def try_(ctx: click.Context, timeout: str, file: Path | None) -> None:
         config.load(path)  # refused here, where more files can be read than the service may
         begun, content, question = ask("try", seconds=seconds), None, "Keep these rules?"
     else:
-        found, content = trial.read(path, file), file.read_bytes()
+        found, content = config.load(path, file), file.read_bytes()
         offer = trial.offer(word, found)
         try:
             begun = ask("try", seconds=seconds, offered=True)

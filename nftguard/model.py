@@ -63,6 +63,11 @@ class Protocol(StrEnum):
     SCTP = "sctp"
     DCCP = "dccp"
 
+    @property
+    def number(self) -> int:
+        """Give the number that a packet carries (IANA, Protocol Numbers)."""
+        return {"tcp": 6, "udp": 17, "sctp": 132, "dccp": 33}[self]
+
 
 class Action(StrEnum):
     """What happens to a blocked packet."""

@@ -48,6 +48,7 @@ from nftguard.plan import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from nftguard.model import Rule
     from nftguard.ports import Ports
 
 # A dynamic set's key type, and the expression that gives its elements. nft 1.0.6 lists `level` as 0, whatever it was.
@@ -102,6 +103,11 @@ def lines(steps: Iterable[Step], name: str = TABLE) -> str:
     return "".join(f"{_step(step, name)}\n" for step in steps)
 
 
+def rule_text(rule: Rule) -> str:
+    """Write what a rule says, without where it stands."""
+    return " ".join(map(_statement, rule))
+
+
 def _step(step: Step, table: str) -> str:
     match step:
         case AddTable(flags, of):
@@ -118,7 +124,7 @@ def _step(step: Step, table: str) -> str:
         case Flush(kind, name):
             return f"flush {kind} {_at(name, table)}"
         case AddRule(chain, rule):
-            return f"add rule {_at(chain, table)} {' '.join(map(_statement, rule))}"
+            return f"add rule {_at(chain, table)} {rule_text(rule)}"
         case AddElements(name, elements):
             return f"add element {_at(name, table)} {{ {_elements(elements)} }}"
         case AddMembers(name, members):

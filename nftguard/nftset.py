@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from nftguard import addresses
+from nftguard.model import Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from nftguard.model import Set
 
 END, CATCHALL = 1, 2  # linux/include/uapi/linux/netfilter/nf_tables.h, enum nft_set_elem_flags
-_PROTOCOLS = {6: "tcp", 17: "udp", 33: "dccp", 132: "sctp"}  # as IANA numbers them
+_PROTOCOLS = {protocol.number: protocol.value for protocol in Protocol}
 _SIZES = {
     "uid": 4,
     "gid": 4,

@@ -32,9 +32,8 @@ from nftguard.model import (
     Vmap,
     family,
 )
-from nftguard.nftscript import lines
+from nftguard.nftscript import rule_text
 from nftguard.packet import Packet, fits, has_user
-from nftguard.plan import AddRule
 
 _Outcome = Literal["accept", "drop", "return"]
 _NOT_OURS = "a rule that nftguard did not write"
@@ -67,7 +66,7 @@ class Step:
     @property
     def text(self) -> str:
         """Give the rule as nft writes it."""
-        return _text(self.chain, self.rule) if self.rule else ""
+        return rule_text(self.rule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,8 +261,3 @@ def _block(name: str, packet: Packet) -> str:
     """Give the block that a chain is the way into; empty where it is another kind of chain."""
     block, _, rest = name.partition(".")
     return block if rest == f"{packet.hook}.{packet.protocol}" else ""
-
-
-def _text(chain: str, rule: Rule) -> str:
-    command = f"add rule {family(chain)} nftguard {chain} "
-    return lines([AddRule(chain, rule)]).strip().removeprefix(command)

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nftguard import bootscript, folder, lastgood, notify, state
-from nftguard.config import OTHER, Config, load
+from nftguard.config import Config
 from nftguard.control import Answer
-from nftguard.errors import EX_FAILED, ConfigError, NftguardError, Problem
+from nftguard.errors import EX_FAILED, NftguardError
 from nftguard.journal import log
 from nftguard.lastgood import UNKNOWN, LastGood
 from nftguard.reconcile import Outcome
@@ -214,24 +213,6 @@ class Trials:
 def clock(seconds: float) -> str:
     """Say what time it is in so many seconds: `15:04:05`."""
     return time.strftime("%H:%M:%S", time.localtime(time.time() + seconds))
-
-
-def read(config: Path, instead: Path) -> Config:
-    """Read what would be the configuration with another main file beside the same drop-ins. Raises ConfigError."""
-    with tempfile.TemporaryDirectory(prefix="nftguard-") as made:
-        main, drop_ins = Path(made) / config.name, f"{config.stem}.d"
-        main.symlink_to(instead.absolute())
-        (main.parent / drop_ins).symlink_to(config.with_name(drop_ins).absolute())
-
-        def real(text: str) -> str:
-            found = text.replace(str(main), str(instead)).replace(made, str(config.parent))
-            return found.replace(OTHER, "")  # here it is no option that names the file
-
-        try:
-            return load(main)
-        except ConfigError as error:
-            problems = (Problem(real(found.file), found.key, real(found.message)) for found in error.problems)
-            raise ConfigError(tuple(problems)) from None
 
 
 def offer(word: str, config: Config) -> Path:

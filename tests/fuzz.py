@@ -17,10 +17,10 @@ import time
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from nftguard import inotify
 from nftguard.kernel import Nftables
 from nftguard.model import Hook, Protocol
 from nftguard.reconcile import reconcile
-from nftguard.who import cgroups
 from nftguard.wire import netlink, nflog, sockdiag, watch
 from nftguard.wire.nflog import Reader
 from tests.examples import table_of
@@ -150,7 +150,7 @@ def ruleset_message(data: bytes) -> None:
 
 
 def inotify_events(data: bytes) -> None:
-    for watched, _, name in cgroups._events(data):
+    for watched, _, name in inotify.events(data):
         assert watched.to_bytes(4, sys.byteorder, signed=True) in data
         assert os.fsencode(name) in data
 

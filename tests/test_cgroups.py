@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from nftguard import inotify
 from nftguard.errors import UnavailableError
 from nftguard.who import cgroups
 from nftguard.who.cgroups import Tree
@@ -168,8 +169,8 @@ def test_without_watches_a_group_is_found_by_a_walk_at_most_once_a_second(
             ctypes.set_errno(28)  # ENOSPC; the real limit is the user's, and other tests need it
             return -1
 
-    libc = cgroups._libc
-    monkeypatch.setattr(cgroups, "_libc", NoMore())
+    libc = inotify._libc
+    monkeypatch.setattr(inotify, "_libc", NoMore())
     tree = Tree(base, lambda: clock[0])
     assert "fs.inotify.max_user_watches" in tree.problem
     clock[0] += 2
@@ -179,7 +180,7 @@ def test_without_watches_a_group_is_found_by_a_walk_at_most_once_a_second(
     assert tree.path(number(base / "b")) == ""
     clock[0] += 2
     assert tree.path(number(base / "b")) == "/b"
-    monkeypatch.setattr(cgroups, "_libc", libc)
+    monkeypatch.setattr(inotify, "_libc", libc)
     clock[0] += 2
     tree.path(1)
     assert tree.problem == ""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from nftguard import bootscript, lastgood, notify, trial
+from nftguard.config import load
 from nftguard.control import Answer, Request
 from nftguard.errors import ConfigError, KernelError
 from nftguard.keeper import Keeper
@@ -493,7 +494,7 @@ def test_rules_that_do_not_come_back_are_not_said_to_be_back(side: Side, config_
 def test_the_same_ports_listed_otherwise_are_nothing_to_try(side: Side, config_file: Path) -> None:
     config_file.write_text('[[block]]\nname = "mail"\nports = ["@mail"]\n')
     assert side.run(Cause.RELOAD) is None
-    trial.offer("0" * 16, trial.read(config_file, config_file))
+    trial.offer("0" * 16, load(config_file, config_file))
     arguments: dict[str, str | int | bool] = {"trial": "0" * 16, "seconds": 60, "offered": True}
     found = side.trials.answer(Request("try", str(config_file), 0, arguments))
     assert (found.exit, found.text, side.trials.trial) == (0, trial.NOTHING, None)
@@ -594,7 +595,7 @@ def test_the_files_that_are_in_force_come_into_no_doubt(side: Side, config_file:
 
 def test_an_offer_is_read_back_as_it_was(folders: Path, config_file: Path) -> None:
     config_file.write_text('[[block]]\nname = "all"\nports = ["1-65535"]\nexcept_ports = [22]\n')
-    found = trial.read(folders / "none.toml", config_file)
+    found = load(folders / "none.toml", config_file)
     path = trial.offer("0" * 16, found)
     assert path.stat().st_mode & 0o777 == 0o600
     assert trial.offered("0" * 16) == found
@@ -610,4 +611,4 @@ def test_an_offer_is_read_back_as_it_was(folders: Path, config_file: Path) -> No
     with pytest.raises(ValueError, match="larger than 16 MiB"):
         trial.offered("0" * 16)
     with pytest.raises(ConfigError, match=r"none.toml: cannot be read: No such file"):
-        trial.read(config_file, folders / "none.toml")
+        load(config_file, folders / "none.toml")

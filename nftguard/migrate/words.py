@@ -31,7 +31,7 @@ _SAME = {
     **dict.fromkeys(("--state",), "--ctstate"),
 }
 _MATCHES = {"tcp", "udp", "sctp", "dccp", "multiport", "comment", "conntrack", "state", "owner", "iprange"}
-_NUMBERS = {"6": Protocol.TCP, "17": Protocol.UDP, "33": Protocol.DCCP, "132": Protocol.SCTP}
+_NUMBERS = {str(protocol.number): protocol for protocol in Protocol}
 _WITH_OPTIONS = PASSING_BY - {""}
 _ONCE = {"--protocol", "--source", "--destination", "--in-interface", "--out-interface", "--jump"}
 _ATTACHED = re.compile(r"(-[psdiojgm])([^-].*)", re.DOTALL)

@@ -6,22 +6,21 @@ The id is the inode number of the group's directory, 64 bits that are never used
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
-import struct
 import time
 from collections import Counter, OrderedDict, deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nftguard import inotify
 from nftguard.errors import UnavailableError
 from nftguard.names import clean
 from nftguard.who.owners import estate, unit_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 _GONE = 8192  # ids remembered after their group has ended
 _BELOW = 4096  # groups followed below one unit: its owner may be able to make any number
@@ -30,12 +29,7 @@ _MUTED = 60.0  # seconds
 _WALK_EVERY = 1.0  # seconds from one walk to the next, at least
 _REST = 20  # and so many times what the last one took
 _DEPTH = 32
-_READS, _ALL = 4, 128  # of 64 KiB, some 1,500 events each; fs.inotify.max_queued_events is 16,384 by default
-
-# linux/include/uapi/linux/inotify.h; inotify(7)
-_CREATE, _DELETE, _OVERFLOW, _IGNORED, _ONLY_DIRECTORIES = 0x100, 0x200, 0x4000, 0x8000, 0x01000000
-_EVENT = struct.Struct("=iIII")  # watch, mask, cookie, length of the name that follows
-_libc = ctypes.CDLL(None, use_errno=True)
+_READS, _ALL = 4, 128  # times 64 KiB; fs.inotify.max_queued_events is 16,384 by default
 
 
 def mounted(proc: Path = Path("/proc")) -> Path:
@@ -95,10 +89,7 @@ class Tree:
         self._births_since = self._walk_after = clock()
         self._muted: dict[str, float] = {}
         self._partial = False
-        self.fd: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        if self.fd < 0:
-            reason = os.strerror(ctypes.get_errno())
-            raise UnavailableError(f"units cannot be followed: inotify: {reason}; see fs.inotify.max_user_instances")
+        self.fd = inotify.begin("units cannot be followed")
         self._walk()
 
     def close(self) -> None:
@@ -138,24 +129,19 @@ class Tree:
         self._drain(_READS)
 
     def _drain(self, most: int) -> None:
-        for _ in range(most):
-            try:
-                data = os.read(self.fd, 1 << 16)
-            except OSError:  # nothing waits
-                break
-            for watch, mask, name in _events(data):
-                self._take(watch, mask, name)
+        for watch, mask, name in inotify.read(self.fd, most):
+            self._take(watch, mask, name)
 
     def _take(self, watch: int, mask: int, name: str) -> None:
-        if mask & _OVERFLOW:
+        if mask & inotify.OVERFLOW:
             self._partial = True
             if self._clock() >= self._walk_after:
                 self._walk()
-        elif mask & _IGNORED:
+        elif mask & inotify.IGNORED:
             self._watches.pop(watch, None)
-        elif (parent := self._watches.get(watch)) is not None and mask & (_CREATE | _DELETE):
+        elif (parent := self._watches.get(watch)) is not None and mask & (inotify.CREATE | inotify.DELETE):
             path = f"{parent.rstrip('/')}/{name}"
-            if mask & _CREATE:
+            if mask & inotify.CREATE:
                 self._enter(path)
                 self._quieten(path)
             else:
@@ -232,13 +218,12 @@ class Tree:
         if self._clock() < self._muted.get(unit, 0.0):
             self._tell_muted(unit)
             return
-        target = os.fsencode(self.directory(path))
-        watch = _libc.inotify_add_watch(self.fd, target, _CREATE | _DELETE | _ONLY_DIRECTORIES)
-        if watch >= 0:
-            self._watches[watch] = path
-        elif ctypes.get_errno() in {errno.ENOSPC, errno.ENOMEM}:
-            self._partial = True
-            self.problem = "the kernel gives no more inotify watches (fs.inotify.max_user_watches)"
+        try:
+            self._watches[inotify.add(self.fd, self.directory(path), inotify.CREATE | inotify.DELETE)] = path
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.ENOMEM}:
+                self._partial = True
+                self.problem = "the kernel gives no more inotify watches (fs.inotify.max_user_watches)"
 
     def _quieten(self, path: str) -> None:
         """Listen no more, for a while, to a unit that makes groups without end: each costs us a look."""
@@ -256,18 +241,9 @@ class Tree:
         self._tell_muted(unit)
         for watch, watched in list(self._watches.items()):
             if estate(watched) == unit:
-                _libc.inotify_rm_watch(self.fd, watch)
+                inotify.remove(self.fd, watch)
                 del self._watches[watch]
 
     def _tell_muted(self, unit: str) -> None:
         self._partial = True
         self.problem = f"{clean(unit)} makes control groups without end: they are not followed for a while"
-
-
-def _events(data: bytes) -> Iterator[tuple[int, int, str]]:
-    at = 0
-    while at + _EVENT.size <= len(data):
-        watch, mask, _, length = _EVENT.unpack_from(data, at)
-        at += _EVENT.size
-        yield watch, mask, os.fsdecode(data[at : at + length].split(b"\0", 1)[0])
-        at += length

@@ -35,7 +35,7 @@ _SNAP = 2200
 _THRESHOLD = 1
 
 _HOOKS = {1: Hook.INPUT, 2: Hook.FORWARD, 3: Hook.OUTPUT}  # NF_INET_LOCAL_IN, _FORWARD, _LOCAL_OUT
-_PROTOCOLS = {6: Protocol.TCP, 17: Protocol.UDP, 33: Protocol.DCCP, 132: Protocol.SCTP}
+_PROTOCOLS = {protocol.number: protocol for protocol in Protocol}
 # IPv6 extension headers with a length in units of 8 bytes: hop-by-hop, routing, destination options (RFC 8200)
 _EXTENSIONS = {0, 43, 60}
 _ROUTING, _FRAGMENT, _AUTH = 43, 44, 51

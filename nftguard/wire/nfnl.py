@@ -111,16 +111,16 @@ class Nfnl:
                 self._socket.send(b"".join(asked[at : at + _QUESTIONS]))
             except OSError:
                 break
-            found.update(key for key, _ in self._listed())
+            found.update(self._listed())
         return found
 
-    def elements(self, name: str) -> dict[bytes, int]:
-        """List the keys of the set `name`, each with the milliseconds after which it ends; 0 where it does not."""
+    def elements(self, name: str) -> list[bytes]:
+        """List the keys of the set `name`."""
         try:
             self._socket.send(_message(family(name), _GETSETELEM, _elements(name), netlink.NLM_F_DUMP))
         except OSError:
-            return {}
-        return dict(self._listed())
+            return []
+        return list(self._listed())
 
     def members(self, name: str) -> list[Element]:
         """List the elements of the set `name` as they are. Raises KernelError."""
@@ -138,10 +138,11 @@ class Nfnl:
             if reply.kind == netlink.NFNL_SUBSYS_NFTABLES << 8 | answer:
                 yield reply.body
 
-    def _listed(self) -> Iterator[tuple[bytes, int]]:
+    def _listed(self) -> Iterator[bytes]:
         # A refusal echoes the question, and with it the key: only an answer counts.
         kind = netlink.NFNL_SUBSYS_NFTABLES << 8 | _NEWSETELEM
-        return (key for found in self._replies() if found.kind == kind for key in _keys(found.body))
+        replies = (found.body for found in self._replies() if found.kind == kind)
+        return (_data(element, _ELEM_KEY) for body in replies for element in _found(body))
 
     def _ask(self, of: str, kind: int, attributes: bytes) -> dict[int, bytes]:
         """Ask for one thing, and give its attributes. Raises OSError."""
@@ -182,11 +183,6 @@ def _counted(found: dict[int, bytes]) -> tuple[int, int]:
     data = dict(netlink.attributes(found[_OBJ_DATA]))
     (packets,), (size,) = (struct.unpack("!Q", data[key]) for key in (_COUNTER_PACKETS, _COUNTER_BYTES))
     return packets, size
-
-
-def _keys(body: bytes) -> Iterator[tuple[bytes, int]]:
-    for found in _found(body):
-        yield _data(found, _ELEM_KEY), int.from_bytes(found.get(_ELEM_EXPIRATION, b""))
 
 
 def _member(found: dict[int, bytes]) -> Element:

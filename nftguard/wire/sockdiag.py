@@ -50,7 +50,7 @@ _ESTABLISHED, _SYN_SENT, _LISTEN = 1, 2, 10
 # Those in which a client's connection still is, or just was: ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK,
 # CLOSING.
 _CONNECTED = {_ESTABLISHED, 4, 5, 8, 9, 11}
-_NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17}
+_KNOWN = {Protocol.TCP, Protocol.UDP}
 _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:a.b.c.d
 
 
@@ -104,7 +104,7 @@ def find(attempt: Attempt) -> Socket | None:
     port that could have sent the packet, since an unconnected one is bound to its own port alone. In both cases it must
     belong to the user that the packet came with.
     """
-    if attempt.hook is not Hook.OUTPUT or attempt.protocol not in _NUMBERS:
+    if attempt.hook is not Hook.OUTPUT or attempt.protocol not in _KNOWN:
         return None
     try:
         source, destination = (ipaddress.ip_address(text).packed for text in (attempt.source, attempt.destination))
@@ -127,7 +127,7 @@ def _find_tcp(attempt: Attempt, source: bytes, destination: bytes) -> Entry | No
     except OSError:
         interface = 0
     request = (
-        _REQUEST.pack(family, _NUMBERS[attempt.protocol], 0, _states(_SYN_SENT))
+        _REQUEST.pack(family, attempt.protocol.number, 0, _states(_SYN_SENT))
         + _ID.pack(attempt.source_port, attempt.port, source.ljust(16, b"\0"), destination.ljust(16, b"\0"))
         + _ID_REST.pack(interface, _NO_COOKIE, _NO_COOKIE)
     )
@@ -143,7 +143,7 @@ def _find_udp(attempt: Attempt, source: bytes, destination: bytes) -> Entry | No
     condition = struct.pack("=BBHBBH", _BC_S_EQ, 8, 12, 0, 0, attempt.source_port)
     could = []
     for family in (socket.AF_INET, socket.AF_INET6) if len(source) == 4 else (socket.AF_INET6,):
-        request = _REQUEST.pack(family, _NUMBERS[attempt.protocol], 0, _ANY_STATE) + bytes(_ID.size + _ID_REST.size)
+        request = _REQUEST.pack(family, attempt.protocol.number, 0, _ANY_STATE) + bytes(_ID.size + _ID_REST.size)
         for found in _ask(_BY_FAMILY, request + netlink.attribute(_REQ_BYTECODE, condition), dump=True):
             own = not any(found.local) or found.local == source
             to = (found.remote_port, found.remote) == (attempt.port, destination) or not found.remote_port
@@ -192,7 +192,7 @@ def listening() -> set[tuple[Protocol, str, int]]:
         if one.state == _LISTEN
     }
     for family in (socket.AF_INET, socket.AF_INET6):
-        request = _REQUEST.pack(family, _NUMBERS[Protocol.UDP], 0, _ANY_STATE) + bytes(_ID.size + _ID_REST.size)
+        request = _REQUEST.pack(family, Protocol.UDP.number, 0, _ANY_STATE) + bytes(_ID.size + _ID_REST.size)
         found |= {
             (Protocol.UDP, _shown(one.local), one.port)
             for one in _ask(_BY_FAMILY, request, dump=True)
