@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from tests.boot.machine import Machine
 
 CONFIG = "/etc/nftguard.toml"
-_BOOTS = 8
 _CUTS = 3
 _BUDGET = 50_000  # µs
 
@@ -226,10 +225,11 @@ def test_a_power_cut_in_the_midst_of_saves_leaves_the_next_boot_protected(guarde
         assert "Traceback" not in "\n".join(messages(guarded, "--boot"))
 
 
-def test_eight_boots_beside_nftables_service_are_protected_each(guarded: Machine) -> None:
+@pytest.mark.parametrize("boots", [3, pytest.param(8, marks=pytest.mark.long)])
+def test_every_boot_beside_nftables_service_is_protected(guarded: Machine, boots: int) -> None:
     guarded.run(["systemctl", "enable", "nftables"])
     before, protected = shape(guarded), 0
-    for _ in range(_BOOTS):
+    for _ in range(boots):
         guarded.reboot(network=False)
         found = status(guarded)
         protected += found["state"] == "protected" and shape(guarded) == before
@@ -238,7 +238,7 @@ def test_eight_boots_beside_nftables_service_are_protected_each(guarded: Machine
         assert 0 < flushed <= moment(guarded, "nftguard-boot.service", "ExecMainStart")
         assert moment(guarded, "nftguard-boot", "ActiveEnter") <= moment(guarded, "network-pre.target", "ActiveEnter")
         assert "table inet filter" in guarded.run(["nft", "list", "tables"]).stdout
-    assert protected == _BOOTS
+    assert protected == boots
 
 
 def test_a_broken_file_at_boot_leaves_the_last_good_rules_and_says_so(guarded: Machine) -> None:

@@ -293,7 +293,7 @@ def test_a_stop_while_journald_is_stalled_says_what_it_gives_up(scene: Scene) ->
 def test_what_journald_drops_because_of_its_limit_is_missing_in_the_report(scene: Scene) -> None:
     machine = scene.machine
     # journald multiplies the burst by up to six, with the room on the disk.
-    scene.drop_in("nftguard", "[Service]\nWatchdogSec=8s\nLogRateLimitIntervalSec=20s\nLogRateLimitBurst=40\n")
+    scene.drop_in("nftguard", "[Service]\nWatchdogSec=8s\nLogRateLimitIntervalSec=10s\nLogRateLimitBurst=40\n")
     machine.run(["systemctl", "restart", "nftguard"])
     scene.pid = scene.main_pid()
     made = scene.send(600)
