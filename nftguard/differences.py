@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from nftguard.model import ORPHAN, OWNED, Set
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from nftguard.model import Base, Chain, DynamicSet, Map, Table
+    from nftguard.ports import Ports
+
+T = TypeVar("T")
 
 _SLACK = 5  # seconds between two ends that count as one
 
@@ -53,14 +56,24 @@ def _told(base: Base | None) -> str:
 def _map_differences(live: Map, desired: Map) -> Iterator[str]:
     if _unfit_map(live, desired):
         yield f"map {live.name} is declared differently"
-    have, want = live.elements, desired.elements
-    yield from (f"map {live.name} lacks port {ports}" for ports in want if ports not in have)
-    yield from (f"map {live.name} has port {ports} besides" for ports in have if ports not in want)
-    yield from (
-        f"map {live.name} leads port {ports} elsewhere"
-        for ports in want
-        if ports in have and have[ports] != want[ports]
-    )
+    going, coming, moved = apart(live.elements, desired.elements)
+    yield from (f"map {live.name} lacks port {ports}" for ports in coming)
+    yield from (f"map {live.name} has port {ports} besides" for ports in going)
+    yield from (f"map {live.name} leads port {ports} elsewhere" for ports in moved)
+
+
+def apart(have: Mapping[Ports, T], want: Mapping[Ports, T]) -> tuple[list[Ports], list[Ports], list[Ports]]:
+    """List, sorted, the ports that only the one has, that only the other has, and that both have, to other ends."""
+    # Of dicts made of dicts, and sets of those, Python takes the hashes over; code of ours would work out each anew,
+    # which at 10,000 ports is ten times as long.
+    have, want = dict(have), dict(want)
+    going, coming = set(have) - set(want), set(want) - set(have)
+    for ports in going:
+        del have[ports]
+    for ports in coming:
+        del want[ports]
+    moved = [] if have == want else [ports for ports, end in want.items() if have[ports] != end]
+    return sorted(going), sorted(coming), sorted(moved)
 
 
 def _set_differences(live: DynamicSet | Set, desired: DynamicSet | Set) -> Iterator[str]:

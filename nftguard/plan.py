@@ -200,10 +200,11 @@ def _elements(have: Mapping[Ports, Verdict | str], want: Map) -> Iterator[Step]:
             yield Flush("map", want.name)
         yield AddElements(want.name, want.elements)
         return
-    if going := tuple(ports for ports, goal in have.items() if want.elements.get(ports) != goal):
-        yield DeleteElements(want.name, going)
-    if coming := {ports: goal for ports, goal in want.elements.items() if have.get(ports) != goal}:
-        yield AddElements(want.name, coming)
+    going, coming, moved = differences.apart(have, want.elements)
+    if going or moved:
+        yield DeleteElements(want.name, tuple(going + moved))
+    if coming or moved:
+        yield AddElements(want.name, {ports: want.elements[ports] for ports in coming + moved})
 
 
 def _members(have: DynamicSet | Set | None, want: DynamicSet | Set) -> Iterator[Step]:

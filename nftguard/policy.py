@@ -249,8 +249,8 @@ class _Builder:
         self, name: str, value: Literal["verdict", "counter"], elements: Mapping[Ports, Verdict] | Mapping[Ports, str]
     ) -> list[str]:
         """Split into a plain and an interval map, as far as each is needed; return their names in that order."""
-        plain = {ports: goal for ports, goal in elements.items() if len(ports) == 1}
-        ranges = {ports: goal for ports, goal in elements.items() if len(ports) > 1}
+        plain = {ports: goal for ports, goal in elements.items() if ports.size == 1}
+        ranges = {ports: goal for ports, goal in elements.items() if ports.size > 1}
         if plain:
             self.maps[name] = Map(name, value, plain)
         if ranges:

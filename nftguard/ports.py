@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +14,11 @@ WIDE = 64
 Interval look-ups cost more than plain ones and grow, so a narrower range is listed port by port."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Ports:
-    """The ports `first` to `last`, both included; a single one when they are equal."""
+class Ports(NamedTuple):
+    """The ports `first` to `last`, both included; a single one when they are equal.
+
+    A tuple, since Python hashes and compares those without code of ours: a pass over 10,000 ports does little else.
+    """
 
     first: int
     last: int
@@ -26,14 +27,15 @@ class Ports:
         """Give the form that nft, the configuration and reports share: `25` or `6000-6063`."""
         return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
 
-    def __len__(self) -> int:
-        """Count the ports."""
+    @property
+    def size(self) -> int:
+        """How many ports."""
         return self.last - self.first + 1
 
     @property
     def wide(self) -> bool:
         """Whether it is kept in an interval map."""
-        return len(self) >= WIDE
+        return self.size >= WIDE
 
 
 def resolve(wanted: Sequence[Ports], unwanted: Sequence[Ports]) -> tuple[Ports, ...]:
@@ -81,11 +83,11 @@ def owners(listed: Mapping[str, tuple[Ports, ...]]) -> dict[Ports, tuple[str, ..
     Single ports are looked up first, so each also names the blocks whose wide range holds it, and the stretches are
     cut only where a wide range begins or ends.
     """
-    wide = [(ports, name) for name, atoms in listed.items() for ports in atoms if len(ports) > 1]
+    wide = [(ports, name) for name, atoms in listed.items() for ports in atoms if ports.size > 1]
     single: dict[Ports, set[str]] = {}
     for name, atoms in listed.items():
         for ports in atoms:
-            if len(ports) == 1:
+            if ports.size == 1:
                 single.setdefault(ports, set()).add(name)
 
     def of(port: int, names: Iterable[str] = ()) -> tuple[str, ...]:

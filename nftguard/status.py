@@ -68,7 +68,7 @@ def summary(table: Table) -> str:
     listed: dict[tuple[Hook, Protocol], list[Ports]] = {}
     for _, hook, protocol, ports, _ in blocked(table):
         listed.setdefault((hook, protocol), []).append(ports)
-    counts = {place: sum(map(len, merge(stretches))) for place, stretches in listed.items()}
+    counts = {place: sum(ports.size for ports in merge(stretches)) for place, stretches in listed.items()}
     parts = []
     for hook in Hook:
         told = [f"{count:,} {protocol}" for (at, protocol), count in sorted(counts.items()) if at == hook]
@@ -105,7 +105,7 @@ def document(
                 "block": block,
                 "hook": hook.value,
                 "protocol": protocol.value,
-                "port": ports.first if len(ports) == 1 else str(ports),
+                "port": ports.first if ports.size == 1 else str(ports),
                 "packets": counter.packets,
                 "bytes": counter.bytes,
                 "last_seen": seen.get(counter.name),

@@ -94,4 +94,4 @@ def test_maps_hold_what_they_are_declared_for() -> None:
     table = table_of('[[block]]\nname = "a"\nports = [25, "1000-2000"]')
     for found in table.maps.values():
         assert isinstance(found, Map)
-        assert all((len(ports) > 1) is found.interval for ports in found.elements)
+        assert all((ports.size > 1) is found.interval for ports in found.elements)

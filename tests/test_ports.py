@@ -84,7 +84,7 @@ _RANGES = st.tuples(st.integers(1, 400), st.integers(0, 150)).map(lambda pair: P
 def test_resolving_keeps_exactly_what_is_wanted(wanted: list[Ports], unwanted: list[Ports]) -> None:
     found = resolve(wanted, unwanted)
     assert sorted(spread(found)) == sorted(set(spread(wanted)) - set(spread(unwanted))), "each port once"
-    assert all(len(ports) == 1 or len(ports) >= WIDE for ports in found), "narrow ranges port by port"
+    assert all(ports.size == 1 or ports.size >= WIDE for ports in found), "narrow ranges port by port"
     assert list(found) == sorted(found)
 
 

@@ -131,7 +131,7 @@ def _name(block: Block, taken: set[str]) -> str:
 
 
 def _ports(ports: Sequence[Ports]) -> list[str]:
-    if sum(map(len, ports)) <= 32768:
+    if sum(span.size for span in ports) <= 32768:
         return [_list("ports", _written(ports))]
     gaps = without(Ports(1, 65535), ports)
     return [_list("ports", ["1-65535"]), *([_list("except_ports", _written(gaps))] if gaps else [])]
@@ -140,7 +140,7 @@ def _ports(ports: Sequence[Ports]) -> list[str]:
 def _written(ports: Iterable[Ports]) -> list[str | int]:
     written: list[str | int] = []
     for span in ports:
-        written += range(span.first, span.last + 1) if len(span) <= 4 else [str(span)]
+        written += range(span.first, span.last + 1) if span.size <= 4 else [str(span)]
     return written
 
 
@@ -177,6 +177,6 @@ def _log(found: Translation) -> list[str]:
 def template(rule: Rule) -> str:
     """Give the prefix of a LOG rule as `[log] prefix` takes it, {port} in place of the one port it logs."""
     text = re.sub(r'["\\$]|[^\x20-\x7e]', "_", rule.prefix).replace("{", "{{").replace("}", "}}")
-    if len(rule.ports) == 1 and len(rule.ports[0]) == 1:
+    if len(rule.ports) == 1 and rule.ports[0].size == 1:
         return re.sub(rf"(?<!\d){rule.ports[0]}(?!\d)", "{port}", text)
     return text

@@ -90,7 +90,7 @@ def translate(rules: Ruleset) -> Translation:
 
 def _wide(rule: Rule) -> bool:
     """Whether a rule names no ports, or only those that it is not about."""
-    return sum(map(len, rule.ports)) > 32768
+    return sum(ports.size for ports in rule.ports) > 32768
 
 
 class _Walk:

@@ -69,11 +69,12 @@ def messages(data: bytes, refused: int = 0) -> Iterator[Message]:
 
 def attributes(data: bytes, at: int = 0) -> Iterator[tuple[int, bytes]]:
     """Walk over type and value of the attributes from the offset `at` on."""
-    while at + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, at)
-        if length < _ATTRIBUTE.size or at + length > len(data):
+    end, header, unpack = len(data), _ATTRIBUTE.size, _ATTRIBUTE.unpack_from
+    while at + header <= end:
+        length, kind = unpack(data, at)
+        if length < header or at + length > end:
             return
-        yield kind & _TYPE_MASK, data[at + _ATTRIBUTE.size : at + length]
+        yield kind & _TYPE_MASK, data[at + header : at + length]
         at += length + 3 & ~3
 
 
