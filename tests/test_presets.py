@@ -18,7 +18,8 @@ def test_each_preset_can_be_blocked_with_the_protocols_that_it_names(name: str) 
     protocols = [str(protocol) for protocol in PRESETS[name].protocols]
     config = config_of(f'[[block]]\nname = "a"\nports = ["@{name}"]\nprotocols = {protocols}\n')
     assert services.parse(f"@{name}") == PRESETS[name].ports
-    assert len(config.block[0].resolved()) == sum(found.size for found in PRESETS[name].ports), "no port is listed twice"
+    listed = sum(ports.size for ports in PRESETS[name].ports)
+    assert len(config.block[0].resolved()) == listed, "no port is listed twice"
     assert PRESETS[name].why.endswith(".")
 
 
