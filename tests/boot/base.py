@@ -1,26 +1,26 @@
-"""The base of a machine: a Debian as its installer would leave it, built once with mmdebstrap."""
+"""The base of a machine: a Debian as its installer would leave it, built once with mmdebstrap.
+
+No network is in reach of a machine, but a repository of its own is: all that nftguard's package needs, and
+`suites.AT_HAND`, with what those need.
+"""
 
 from __future__ import annotations
 
-import platform
+import hashlib
 import subprocess
-import sys
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.boot import cache
-from tests.boot.host import BuildError, contained, mirror, transport
-from tests.boot.suites import PACKAGES
+from builder import cache, deb
+from builder.system import BuildError, chroot, debian
+from tests.boot.suites import AT_HAND, NEEDS, PACKAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.boot.suites import Suite
 
-CHECKOUT = Path(__file__).parents[2]
-VENV = "usr/lib/nftguard/venv"
-"""Where nftguard and its libraries are on a release whose own are too old."""
+CHECKOUT = deb.CHECKOUT
 
 _DAYS = 20  # systemd-tmpfiles removes what is 30 days old from /var/tmp, file by file
 _TIMEOUT = 900.0
@@ -43,15 +43,24 @@ IPv6AcceptRA=no
 Address=2001:db8::2/64
 DuplicateAddressDetection=none
 """,
+    "etc/apt/sources.list": "deb [trusted=yes] file:/srv/apt ./\n",
+    # In the place of what the build was told: a package brings its manual pages, and apt what is recommended.
+    "etc/apt/apt.conf.d/99mmdebstrap": "",
+    "etc/dpkg/dpkg.cfg.d/99mmdebstrap": "force-unsafe-io\n",
 }
 _LEFT_OUT = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*")
+_FETCH = """\
+APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get --quiet --yes --download-only install {packages}
+mkdir "$1/srv/apt"
+mv "$1"/var/cache/apt/archives/*.deb "$1/srv/apt/"
+"""
 
 
 def prepare(suite: Suite, packages: tuple[str, ...], announce: Callable[[str], None]) -> Path:
     """Give the folder with the base, built now if it is not there. Raises BuildError and TimeoutError."""
-    wanted = sorted({*PACKAGES, *suite.packages, *packages})
-    libraries = _libraries() if suite.venv else []
-    key = cache.key([*wanted, "", *libraries, "", Path(__file__).read_bytes()])
+    wanted = sorted({*PACKAGES, *packages})
+    at_hand = sorted({*NEEDS, *suite.needs, *AT_HAND})
+    key = cache.key([*wanted, "", *at_hand, "", Path(__file__).read_bytes()])
     name = f"base-{suite.name}-{key}"
     path = cache.folder() / name
     with cache.lock(f"base-{suite.name}", timeout=_TIMEOUT):
@@ -59,9 +68,8 @@ def prepare(suite: Suite, packages: tuple[str, ...], announce: Callable[[str], N
             announce(f"building a base of {suite}, which takes about a minute")
             part = cache.folder() / f"{name}.part"
             cache.discard(part)
-            _debian(suite, wanted, part)
-            if libraries:
-                _venv(part, libraries)
+            fetch = _FETCH.format(packages=" ".join(at_hand))
+            debian(suite.name, wanted, part, left_out=_LEFT_OUT, hooks=[fetch])
             _finish(part)
             if not cache.discard(path):
                 raise BuildError(f"{path} is too old, and a machine still runs on it")
@@ -70,45 +78,26 @@ def prepare(suite: Suite, packages: tuple[str, ...], announce: Callable[[str], N
     return path
 
 
-def _libraries() -> list[str]:
-    """List what nftguard needs from PyPI."""
-    return sorted(tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["dependencies"])
-
-
-def _debian(suite: Suite, packages: list[str], root: Path) -> None:
-    apt_options = ['APT::Install-Recommends "false"', *transport()]
-    dpkg_options = ["force-unsafe-io", *(f"path-exclude={pattern}" for pattern in _LEFT_OUT)]
-    command = ["mmdebstrap", "--mode=root", "--variant=apt", f"--include={','.join(packages)}"]
-    command += [f"--aptopt={option}" for option in apt_options] + [f"--dpkgopt={option}" for option in dpkg_options]
-    contained([*command, suite.name, root, mirror()], timeout=_TIMEOUT)
-
-
-def _venv(root: Path, libraries: list[str]) -> None:
-    """Make the virtual environment. This machine's pip fills it: only here pip knows its way to PyPI."""
-    _chroot(root, "python3", "-m", "venv", "--system-site-packages", "--without-pip", f"/{VENV}")
-    site = next((root / VENV).glob("lib/python3.*/site-packages"))
-    version = site.parent.name.removeprefix("python")
-    tags = [f"manylinux_2_{minor}_{platform.machine()}" for minor in range(17, 37)]  # Debian 12 has glibc 2.36
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--only-binary=:all:"]
-    command += ["--target", str(site), "--implementation=cp", f"--python-version={version}"]
-    command += [f"--platform={tag}" for tag in (*tags, f"manylinux2014_{platform.machine()}")]
-    pip = subprocess.run([*command, *libraries], capture_output=True, text=True, timeout=300, check=False)
-    if pip.returncode:
-        raise BuildError(f"pip could not install {' '.join(libraries)}:\n{pip.stderr[-4000:]}")
-    _chroot(root, "python3", "-m", "compileall", "-q", f"/{VENV}/lib")
-
-
 def _finish(root: Path) -> None:
     for name, text in _FILES.items():
         path = root / name
         path.unlink(missing_ok=True)  # a link would lead out of the base
         path.write_text(text)
-    _chroot(root, "systemctl", "--quiet", "enable", "systemd-networkd.service")
+    (root / "srv/apt/Packages").write_text(_index(root / "srv/apt"))
+    chroot(root, "apt-get", "--quiet", "update")
+    chroot(root, "systemctl", "--quiet", "enable", "systemd-networkd.service")
     # What a package's timer might do to a machine in the midst of a test.
-    _chroot(root, "systemctl", "--quiet", "mask", "apt-daily.timer", "apt-daily-upgrade.timer")
+    chroot(root, "systemctl", "--quiet", "mask", "apt-daily.timer", "apt-daily-upgrade.timer")
     for folder in ("etc", "var"):  # else systemd takes the first boot for one after an upgrade of /usr
         (root / folder / ".updated").touch()
 
 
-def _chroot(root: Path, *argv: str) -> None:
-    contained(["chroot", root, *argv], timeout=120)
+def _index(folder: Path) -> str:
+    """Describe the packages in a folder, as apt reads it."""
+    entries = []
+    for path in sorted(folder.glob("*.deb")):
+        fields = subprocess.run(["dpkg-deb", "--field", path], capture_output=True, text=True, timeout=60, check=True)
+        data = path.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        entries.append(f"{fields.stdout}Filename: ./{path.name}\nSize: {len(data)}\nSHA256: {digest}\n")
+    return "\n".join(entries)

@@ -1,8 +1,9 @@
 """Machines for tests. Each test that takes one runs on every Debian release.
 
 `machine` is the test's own and has just booted; `shared_machine` serves all tests of a module that leave no trace on
-it; `image` is for a test that makes its machines itself. Images are built before the first test, outside of its
-timeout; `python -m tests.boot.image` builds them at any other time.
+it; `image` is for a test that makes its machines itself. `bare` is an image with nftguard's package at hand instead of
+installed, as /root/nftguard.deb, and all that it needs in a repository of the machine's own. Images are built before
+the first test, outside of its timeout; `python -m tests.boot.image` builds them at any other time.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from builder.system import BuildError
 from tests.boot import host
 from tests.boot import image as images
-from tests.boot.host import BuildError
 from tests.boot.machine import Machine
 from tests.boot.suites import SUITES, Suite
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
     from tests.boot.image import Image
 
-_built = pytest.StashKey[dict[Suite, "Image | str"]]()
+_IMAGES = {"image": images.prepare, "bare": images.bare}
+_built = pytest.StashKey[dict[tuple[str, Suite], "Image | str"]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what boots, so that `-m "not boot"` leaves it out."""
     for item in items:
-        if "image" in getattr(item, "fixturenames", ()):
+        if not _IMAGES.keys().isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("boot")
 
 
@@ -45,16 +47,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Build the images that the tests will ask for: now, while no test's time runs."""
     built = session.config.stash.setdefault(_built, {})
     calls = [getattr(item, "callspec", None) for item in session.items]
-    wanted = {call.params["image"] for call in calls if call and "image" in call.params}
+    wanted = {(kind, call.params[kind]) for call in calls if call for kind in _IMAGES if kind in call.params}
     if session.config.option.collectonly or not wanted or host.lacking():
         return
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    for suite in SUITES:
-        if suite in wanted:
-            try:
-                built[suite] = images.prepare(suite, announce=reporter.write_line if reporter else lambda _: None)
-            except (BuildError, OSError) as error:
-                built[suite] = f"the image of {suite} could not be built: {error}"
+    for kind, suite in sorted(wanted, key=str):
+        try:
+            built[kind, suite] = _IMAGES[kind](suite, announce=reporter.write_line if reporter else lambda _: None)
+        except (BuildError, OSError) as error:
+            built[kind, suite] = f"the image of {suite} could not be built: {error}"
 
 
 @pytest.hookimpl(wrapper=True)
@@ -77,11 +78,21 @@ def pytest_runtest_makereport(
 @pytest.fixture(scope="session", params=SUITES, ids=str)
 def image(request: pytest.FixtureRequest) -> Image:
     """A Debian release with this checkout's nftguard installed, for a `Machine`."""
+    return _image(request, "image")
+
+
+@pytest.fixture(scope="session", params=SUITES, ids=str)
+def bare(request: pytest.FixtureRequest) -> Image:
+    """A Debian release without nftguard, but with its package in /root and a repository, for a `Machine`."""
+    return _image(request, "bare")
+
+
+def _image(request: pytest.FixtureRequest, kind: str) -> Image:
     if reason := host.lacking():
         if os.environ.get("CI"):
             pytest.fail(f"under CI a machine must boot: {reason}")
         pytest.skip(reason)
-    built = request.config.stash[_built][request.param]
+    built = request.config.stash[_built][kind, request.param]
     if isinstance(built, str):
         pytest.fail(built)
     return built

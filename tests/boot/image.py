@@ -1,16 +1,18 @@
 """What a machine is booted from: a Debian with nftguard installed. `python -m tests.boot.image` builds and keeps them.
 
-The base takes half a minute and a network; it is built again when what belongs in it changes, and after 20 days.
-nftguard on top takes a second or two; it is built again whenever the checkout changes.
+The base, and the system that the package is built in, take a minute and a network; they are built again when what
+belongs in them changes, and after 20 days. The package is built again, and installed, whenever the checkout changes.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from builder import deb
 from tests.boot import base, host, installed
 from tests.boot.suites import SUITES
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One Debian with this checkout's nftguard, neither enabled nor started."""
+    """One Debian with this checkout's nftguard, neither enabled nor started; or with its package at hand."""
 
     suite: Suite
     base: Path
@@ -39,12 +41,29 @@ def prepare(suite: Suite, packages: tuple[str, ...] = (), *, announce: Callable[
 
     Raises BuildError, and TimeoutError where another process takes too long to build the same.
     """
+    return _both(suite, packages, announce)[0]
+
+
+def bare(suite: Suite, packages: tuple[str, ...] = (), *, announce: Callable[[str], None] = lambda _: None) -> Image:
+    """Give the image of a release without nftguard, but with its package as /root/nftguard.deb. Like `prepare`.
+
+    All that it needs is in the machine's own repository: `apt install ./nftguard.deb` works without a network.
+    """
+    return _both(suite, packages, announce)[1]
+
+
+def _both(suite: Suite, packages: tuple[str, ...], announce: Callable[[str], None]) -> tuple[Image, Image]:
     mask = os.umask(0o022)  # a stricter one would show in the image
     try:
-        folder = base.prepare(suite, packages, announce)
-        return Image(suite, folder, installed.prepare(suite, folder))
+        with ThreadPoolExecutor() as pool:
+            builder = pool.submit(deb.system, suite.packaged)
+            folder = base.prepare(suite, packages, announce)
+            builder.result()
+        archives = installed.prepare(suite, folder)
     finally:
         os.umask(mask)
+    with_it, without = (Image(suite, folder, archive) for archive in archives)
+    return with_it, without
 
 
 def main() -> int:

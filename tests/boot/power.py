@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.boot.host import private
+from builder.system import private
 
 if TYPE_CHECKING:
     from collections.abc import Callable

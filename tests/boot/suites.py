@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from builder import deb
+
 
 @dataclass(frozen=True, slots=True)
 class Suite:
@@ -14,29 +16,43 @@ class Suite:
     systemd: str
     """The major version of systemd."""
     nft: str
-    packages: tuple[str, ...]
-    """What only this release needs, besides `PACKAGES`."""
+    needs: tuple[str, ...]
+    """What nftguard's package needs on this release, besides `NEEDS`."""
     venv: bool
-    """Whether nftguard lives in a virtual environment, because the release's pydantic is too old for it."""
+    """Whether nftguard's package brings a virtual environment, because the release's pydantic is too old for it."""
 
     def __str__(self) -> str:
         return f"debian{self.release}"
+
+    @property
+    def packaged(self) -> deb.Release:
+        """The release as the builder of packages knows it."""
+        return deb.Release(self.name, backport=self.venv)
 
 
 PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "udev", "kmod", "procps"),
     *("iproute2", "nftables", "iptables", "conntrack", "libcap2-bin"),
-    *("python3", "python3-nftables", "python3-systemd"),
+    *("passwd", "python3"),
 )
 """What every machine has, besides Debian's essential packages and apt."""
 
-BOOKWORM = Suite("bookworm", 12, systemd="252", nft="1.0.6", packages=(), venv=True)
+NEEDS = ("netbase", "python3-nftables", "python3-systemd")
+"""What nftguard's package needs on every release, besides those."""
+
+AT_HAND = ("firewalld", "ufw", "go-md2man", "make", "python3-apt", "python3-venv")
+"""What else can be installed from a machine's own repository: other firewalls, and what `make install` uses."""
+
+BOOKWORM = Suite("bookworm", 12, systemd="252", nft="1.0.6", needs=(), venv=True)
 TRIXIE = Suite(
     "trixie",
     13,
     systemd="257",
     nft="1.1.3",
-    packages=("python3-click", "python3-dnspython", "python3-pydantic", "python3-structlog"),
+    needs=(
+        *("python3-click", "python3-dnspython", "python3-pydantic", "python3-structlog"),
+        "python3-prometheus-client",
+    ),
     venv=False,
 )
 SUITES = (BOOKWORM, TRIXIE)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from builder.system import private
 from tests.boot.base import CHECKOUT
-from tests.boot.host import private
 from tests.boot.machine import CommandError, Machine
 from tests.boot.waiting import wait_until
 

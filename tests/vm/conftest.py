@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.boot.host import BuildError
+from builder.system import BuildError
 from tests.boot.suites import SUITES, Suite
 from tests.vm import disk as disks
 from tests.vm.hypervisor import lacking

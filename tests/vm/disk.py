@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.boot import cache
+from builder import cache
+from builder.system import BuildError, contained
 from tests.boot import image as images
-from tests.boot.host import BuildError, contained
 from tests.boot.suites import SUITES
 from tests.vm.hypervisor import PORT, lacking
 

@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.boot import cache, host
+from builder import cache
+from tests.boot import host
 from tests.boot.power import MachineError
 from tests.boot.waiting import wait_until
 

@@ -1,4 +1,4 @@
-"""The folder where built images stay, between runs of the tests and between checkouts."""
+"""The folder where systems and packages stay that were built, between runs and between checkouts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from tests.boot.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -37,12 +35,16 @@ def folder() -> Path:
 def lock(name: str, *, timeout: float) -> Iterator[None]:
     """Be the only one, in whatever process, who builds what `name` says. Raises TimeoutError."""
     with (folder() / f"{name}.lock").open("wb") as stream:
-        wait_until(lambda: _locked(stream.fileno()), f"another process that builds {name}", timeout=timeout, pause=0.1)
+        end = time.monotonic() + timeout
+        while not _locked(stream.fileno()):
+            if time.monotonic() > end:
+                raise TimeoutError(f"another process builds {name}, and is not done after {timeout:g} s")
+            time.sleep(0.1)
         yield
 
 
 def key(parts: Iterable[str | bytes]) -> str:
-    """Hash what an image is made of."""
+    """Hash what something is made of."""
     state = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -53,6 +55,17 @@ def key(parts: Iterable[str | bytes]) -> str:
 def fresh(path: Path, days: float) -> bool:
     """Whether it is there and no older than that. Its change time counts: a file keeps the age it had elsewhere."""
     return path.exists() and time.time() - path.lstat().st_ctime < days * _DAY
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keep others from discarding a folder that is in use."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def discard(path: Path) -> bool:
