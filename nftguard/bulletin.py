@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,9 @@ from nftguard.errors import ConfigError, NftguardError
 from nftguard.journal import log, log_problems
 from nftguard.model import Counter, Table
 from nftguard.names import shown
-from nftguard.pace import FIGHT_AFTER, FIGHT_MOST
+from nftguard.pace import FIGHT_AFTER, FIGHT_MOST, Cause
 from nftguard.status import Standing, State
+from nftguard.tally import Tally
 from nftguard.wording import many
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 TELL_EVERY = 1.0  # seconds between two words about attempts
 FOLLOW_EVERY = 1.0  # seconds between two words about exceptions that follow this host
 FRESH = 60.0  # seconds beyond the resync interval after which status.json no longer counts
+FRESHEN, CONFIRM = 15.0, 60.0  # seconds after which it is written anew: where packets were counted, and in any case
 _NAMED = 10  # differences that a record names
 
 
@@ -40,6 +43,11 @@ class Bulletin:
         self.log_target = "journal"
         self.tell_at: float | None = None
         """When, on the monotonic clock, attempts are due to be told."""
+        self.freshen_at: float | None = None
+        """When, on the monotonic clock, the counters are to be looked at for `freshen`."""
+        self.tally = Tally()
+        self.nft = ""
+        """The version of nft's library."""
         self.allowed: list[dict[str, Any]] = []
         """What is allowed for a while, as `Allowances.listing` gives it."""
         self.records_dropped = 0
@@ -60,6 +68,7 @@ class Bulletin:
         self._tell_every = TELL_EVERY
         self._warned: tuple[str, ...] = ()
         self._repairs = 0
+        self._written_at = 0.0  # seconds on the monotonic clock
         self.passes = 0
         """How often the one path was taken."""
         self._started = time.time()
@@ -111,9 +120,14 @@ class Bulletin:
         self.standing = status.judge(live, self.desired, (str(error),))
         log().error("apply_failed", reason=error, retry=round(retry))
 
+    def mended(self, causes: frozenset[Cause], change: Change | None) -> None:
+        """Count a repair, which is then recorded by `repaired` or `fought`."""
+        self._repairs += 1
+        cause = Cause.RULESET if Cause.RULESET in causes else next(cause for cause in Cause if cause in causes)
+        self.tally.mended(cause.name.lower(), time.monotonic() - change.at if change else None)
+
     def repaired(self, outcome: Outcome, cause: str, change: Change | None) -> None:
         """Record a repair: what was found, who did it as far as known, and how long it lasted."""
-        self._repairs += 1
         found = outcome.plan.found
         gap = time.monotonic() - change.at if change else 0.0
         how = f"changed by {blame(change)}, mended {gap * 1000:.1f} ms after it was seen"
@@ -142,7 +156,6 @@ class Bulletin:
 
     def fought(self, repairs: int, change: Change | None) -> None:
         """Record that a program keeps changing the table: at first, and again after 10, 100, 1,000 more repairs."""
-        self._repairs += 1
         if str(repairs - FIGHT_AFTER).rstrip("0") == "1":
             log().error("fought", who=blame(change), repairs=repairs, interval=FIGHT_MOST)
 
@@ -210,6 +223,15 @@ class Bulletin:
             sentence += f"; {many(self._attempts, 'attempt')}, the last at {at}: {self._last}"
         return sentence
 
+    def freshen(self, live: dict[str, Counter]) -> None:
+        """Take over the live counters, and tell, when that is news to those who read status.json, or it is old."""
+        before = self.counters
+        self.count(Table(counters=before | live))
+        now = time.monotonic()
+        self.freshen_at = now + max(FRESHEN, self._tell_every)
+        if self.counters != before or now >= self._written_at + CONFIRM - FRESHEN / 2:
+            self.tell()
+
     def tell(self) -> None:
         """Tell systemd, and those who may not ask the kernel."""
         began = time.monotonic()
@@ -238,13 +260,18 @@ class Bulletin:
                 "records_dropped": self.records_dropped,
                 "suspended": self.suspended or None,
                 "owner": "owner" in self.desired.flags and not self.suspended,
+                "nft": self.nft,
+                "python": platform.python_version(),
+                "counts": self.tally.document(),
             },
         )
         try:
             state.write_status(document | {"stale_after": time.time() + self.resync + FRESH})
         except OSError as error:
             self.complain(Path(bootscript.run_dir()) / "status.json", error)
-        self._tell_every = max(TELL_EVERY, 20 * (time.monotonic() - began))  # of 10,000 ports it takes a while
+        self._written_at = time.monotonic()
+        self._tell_every = max(TELL_EVERY, 20 * (self._written_at - began))  # of 10,000 ports it takes a while
+        self.freshen_at = self.freshen_at or self._written_at + FRESHEN
 
     def complain(self, path: Path, error: OSError) -> None:
         """Record, once for each path, that it cannot be written."""

@@ -61,6 +61,7 @@ class Daemon:
             (self._names.due, self._on_names),
             (self._recorder.due, self._recorder.tick),
             (lambda: self._bulletin.tell_at, self._bulletin.tell),
+            (lambda: self._bulletin.freshen_at, self._keeper.freshen),
         )
         """When, on the monotonic clock, what is to be done."""
 
@@ -145,10 +146,12 @@ class Daemon:
 
     def _on_ruleset(self) -> None:
         self._keeper.changed(self._ruleset.read())
+        self._bulletin.tally.lost["ruleset"] = self._ruleset.overruns
 
     def _on_network(self) -> None:
         if self._network.read():
             self._pace.wake(Cause.NETWORK)
+        self._bulletin.tally.lost["network"] = self._network.overruns
 
     def _on_signal(self, number: int, _frame: object) -> None:
         # Flags, not what the wake-up socket says: a burst of one signal may fill it before another. And no more than

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,7 @@ class Keeper:
         self._instead: tuple[LastGood, Standing] | None = None
         self._aside: dict[str, Counter] = {}  # those of the good policy, of which the one in force may lack some
         self.bulletin.counters = dict(self.good.counters) if self.good else {}
+        self._saved = self._totals()
 
     @property
     def policy(self) -> LastGood:
@@ -104,6 +106,8 @@ class Keeper:
                     raise
                 self.bulletin.refuse(error)
                 problem = error
+            if Cause.RELOAD in causes:
+                self.bulletin.tally.reloads["refused" if problem else "done"] += 1
         if (problem or not fresh) and not self.bulletin.suspended:
             try:
                 self._hold(causes, changes, announce if Cause.NETWORK in causes else lambda: None)
@@ -122,6 +126,13 @@ class Keeper:
         self.bulletin.warn(self._surroundings.problems(self.policy.config))
         self.bulletin.tell()
 
+    def freshen(self) -> None:
+        """Look at what was counted since the last pass, also of what is not logged, and tell when that is due."""
+        counted: dict[str, Counter] = {}
+        with suppress(KernelError):  # a table that is away is the next pass's business
+            counted = self._kernel.counters(self.bulletin.desired.families)
+        self.bulletin.freshen(counted)
+
     def _renew(self, causes: frozenset[Cause]) -> None:
         """Put the configuration in force as its files are now: the good policy from now on, whatever was instead."""
         if Cause.START in causes and self.good and lastgood.in_doubt(self._path, self.good):
@@ -135,9 +146,9 @@ class Keeper:
 
     def _hold(self, causes: frozenset[Cause], changes: list[Change], working: Callable[[], None]) -> None:
         """Keep in force what is."""
-        before, expected = self.bulletin.counters, self.bulletin.desired
+        expected = self.bulletin.desired
         outcome = self._reconcile(self.policy, working)
-        if self.bulletin.counters != before:
+        if self._totals() != self._saved:
             self._save()
         if causes & {Cause.START, Cause.RESUME}:
             self._applied(outcome, causes)
@@ -149,6 +160,7 @@ class Keeper:
         elif outcome.plan:
             change = next((change for change in changes if change.pid and not _ours(change)), None)
             self.pace.repaired()
+            self.bulletin.mended(causes, change)
             if self.pace.fighting:
                 self.bulletin.fought(self.pace.repairs, change)
             else:
@@ -159,6 +171,7 @@ class Keeper:
         log().info("applied", summary=summary, cause=_told(causes), changes=told_changes(len(outcome.plan)))
 
     def _reconcile(self, good: LastGood, working: Callable[[], None]) -> Outcome:
+        began = time.monotonic()
         policy = replace(good, counters=self._totals())
         self.bulletin.allowed = self.book.listing()
         allowed = self.book.current()
@@ -182,11 +195,14 @@ class Keeper:
         self.bulletin.log_target = good.config.log.target
         self.pace.ended(ok=not left_out)
         self.last = outcome
+        self.bulletin.nft = self._kernel.version
+        self.bulletin.tally.reconciled(time.time(), time.monotonic() - began)
         return outcome
 
     def _failed(self, error: NftguardError) -> None:
         self.pace.ended(ok=False)
         self.last = error
+        self.bulletin.tally.reconciles["failed"] += 1
         try:
             live = self._kernel.snapshot()
         except NftguardError:
@@ -250,8 +266,9 @@ class Keeper:
     def keep(self) -> None:
         """Write the last good policy, which one instead of it is not. Raises OSError."""
         if self.good:
-            host = self._surroundings.host(self.good.config)
-            lastgood.save(replace(self.good, counters=self._totals()), self._kernel.features, host)
+            host, totals = self._surroundings.host(self.good.config), self._totals()
+            lastgood.save(replace(self.good, counters=totals), self._kernel.features, host)
+            self._saved = totals
 
 
 def _ours(change: Change) -> bool:

@@ -25,9 +25,10 @@ from nftguard.wire import netlink
 from nftguard.wire.nfnl import Nfnl
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+_VERSION = re.compile(r'\{"nftables": \[\{"metainfo": \{"version": "([0-9.]+)"')
 _LOOKS = 3  # how often to read again when somebody changes the ruleset meanwhile
 _PROBE = f"{TABLE}-probe"
 # What may be missing, as scripts that are only tried.
@@ -46,8 +47,17 @@ class Kernel(Protocol):
         """What it can do for us."""
         ...
 
+    @property
+    def version(self) -> str:
+        """The version of nft's library; empty as long as it has not said so."""
+        ...
+
     def snapshot(self) -> Table | None:
         """Read our table; None where there is none. Raises KernelError."""
+        ...
+
+    def counters(self, families: Iterable[str]) -> dict[str, Counter]:
+        """Read what the tables of these families have counted, and nothing else. Raises KernelError."""
         ...
 
     def check(self, table: Table) -> None:
@@ -78,6 +88,7 @@ class Nftables:
         if inherited is not None:
             os.dup2(inherited, self.socket)
         self.nfnl = Nfnl()
+        self.version = ""
         self._last: _Seen | None = None
 
     def snapshot(self) -> Table | None:
@@ -98,14 +109,17 @@ class Nftables:
 
     def _moved(self, table: Table) -> Table:
         """Read what packets and time change; the elements of dynamic sets are nobody's business."""
-        counted = {name: total for of in table.families for name, total in self.nfnl.counters(of).items()}
-        counters = {name: Counter(name, *total) for name, total in counted.items()}
         timed = {
             name: nftset.fill(made, self.nfnl.members(name))
             for name, made in table.sets.items()
             if isinstance(made, Set) and made.timed
         }
-        return replace(table, counters=counters, sets={**table.sets, **timed})
+        return replace(table, counters=self.counters(table.families), sets={**table.sets, **timed})
+
+    def counters(self, families: Iterable[str]) -> dict[str, Counter]:
+        """Read what the tables of these families have counted, and nothing else. Raises KernelError."""
+        counted = {name: total for of in families for name, total in self.nfnl.counters(of).items()}
+        return {name: Counter(name, *total) for name, total in counted.items()}
 
     def _read(self, flags: Mapping[str, frozenset[str]]) -> Table | None:
         tables = {of: self._table(of, found) for of, found in flags.items()}
@@ -186,6 +200,8 @@ class Nftables:
             code, out, err = self._nft.cmd(f"list {what}")
             if code:
                 raise _error(f"list {what}", err)
+        if not self.version and (found := _VERSION.match(out)):
+            self.version = found[1]
         return str(out)
 
     def check(self, table: Table) -> None:

@@ -6,7 +6,7 @@ It copies, applies, and takes the copy over only when every step went through: a
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nftguard.errors import KernelError
 from nftguard.model import (
@@ -39,6 +39,9 @@ from nftguard.plan import (
     Step,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 _PLACES = {"chain": "chains", "map": "maps", "set": "sets", "counter": "counters"}
 
 
@@ -47,12 +50,17 @@ class FakeKernel:
 
     def __init__(self) -> None:
         self.features = PLAIN
+        self.version = "1.0.6"
         self.table: Table | None = None
         self.refusing = ""
         self.transactions = 0
 
     def snapshot(self) -> Table | None:
         return self.table
+
+    def counters(self, families: Iterable[str]) -> dict[str, Counter]:
+        found = self.table.counters if self.table else {}
+        return {name: counter for name, counter in found.items() if family(name) in families}
 
     def check(self, table: Table) -> None:
         if self.refusing:

@@ -229,7 +229,7 @@ def test_the_watchdog_is_fed_by_the_loop(netns: Namespace, config_file: Path, fo
 
 
 def test_a_quiet_service_sleeps(guard: Guard) -> None:
-    """Nothing wakes it but the watchdog and the resync timer."""
+    """Nothing wakes it but the watchdog and timers that are seconds apart."""
     time.sleep(1.5)  # its own start echoes
     switches = re.compile(r"^voluntary_ctxt_switches:\t(\d+)", re.MULTILINE)
 
@@ -289,6 +289,7 @@ def test_lost_events_mean_look(guard: Guard, kernel: Nftables) -> None:
     guard.signal(signal.SIGCONT)
     guard.until(lambda: kernel.snapshot() == before, "the table as it was")
     guard.logged("rules repaired: the table is missing; on a ruleset change")  # nobody known: the event was lost
+    assert guard.status()["daemon"]["counts"]["lost"]["ruleset"] >= 1
 
 
 def test_a_taken_nflog_group_is_told_and_does_not_stop_it(netns: Namespace, config_file: Path, folders: Path) -> None:

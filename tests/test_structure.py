@@ -84,6 +84,12 @@ def test_pydantic_goes_no_further_than_the_configuration() -> None:
     assert users("pydantic") == {"config"}
 
 
+def test_only_what_serves_metrics_needs_prometheus_client() -> None:
+    assert {
+        path.parent.name for path in SOURCES.rglob("*.py") if any("prometheus_client" in name for name in imports(path))
+    } == {"metrics"}
+
+
 def test_there_is_one_door_to_libnftables() -> None:
     assert users("nftables") == {"bootscript", "kernel"}
 

@@ -133,6 +133,7 @@ class Recorder:
         new = self._alert.meets(finding.culprit, now)
         what, by = telling.what(attempt), telling.by(finding)
         self._bulletin.attempted(counter, what, by)
+        self._bulletin.tally.attempted(attempt.hook, finding.culprit)
         if not record and not new:
             return  # the most of a flood
         fields = telling.attempt_fields(attempt, finding, account, now)

@@ -44,10 +44,13 @@ class RulesetWatch:
     def __init__(self) -> None:
         self.socket = netlink.open_socket(netlink.NETLINK_NETFILTER, _RULESET_BUFFER, _NFNLGRP_NFTABLES)
         self._touched = False
+        self.overruns = 0
+        """How often the kernel had more to say than there was room for."""
 
     def read(self) -> list[Change]:
         """Read what waits: a Change for each transaction, and one by nobody known when events were lost."""
         found, lost = netlink.receive(self.socket, _BATCH)
+        self.overruns += lost
         changes = [change for data in found for change in self._changes(data)]
         return [*changes, Change(time.monotonic())] if lost else changes
 
@@ -83,10 +86,12 @@ class NetworkWatch:
 
     def __init__(self) -> None:
         self.socket = netlink.open_socket(netlink.NETLINK_ROUTE, _NETWORK_BUFFER, *_RTNL_GROUPS)
+        self.overruns = 0
 
     def read(self) -> bool:
         """Read what waits, and tell whether something happened that may matter."""
         found, lost = netlink.receive(self.socket, _BATCH)
+        self.overruns += lost
         return lost or any(_matters(kind, body) for data in found for kind, body in netlink.messages(data))
 
 

@@ -1,0 +1,1 @@
+"""What the daemon writes to status.json, for Prometheus: read, turned into series, served."""
