@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench import apply, attempts, clients, exceptions, memory, packet, repair, start
+from bench import apply, attempts, clients, exceptions, install, memory, packet, repair, rivals, start
 from bench.figure import Section, progress, render
 
 FAMILIES = {
@@ -24,15 +24,15 @@ FAMILIES = {
     "attempts": attempts,
     "memory": memory,
 }
-LONG = {"clients": clients}
-"""Families that take half an hour, and are measured only when they are asked for."""
+ASKED = {"clients": clients, "install": install, "rivals": rivals}
+"""Families that boot machines, or take half an hour (clients), and are measured only when they are asked for."""
 
 
 def main() -> None:
     """Measure what was asked for, in the order of the table."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "--only", metavar="NAME", choices=FAMILIES | LONG, help=f"one family: {', '.join(FAMILIES | LONG)}"
+        "--only", metavar="NAME", choices=FAMILIES | ASKED, help=f"one family: {', '.join(FAMILIES | ASKED)}"
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures there, too")
     arguments = parser.parse_args()
@@ -43,7 +43,7 @@ def main() -> None:
     sections: dict[str, Section] = {}
     for name in [arguments.only] if arguments.only else FAMILIES:
         progress(f"{name}: begun after {time.monotonic() - begun:.0f} s")
-        family = (FAMILIES | LONG)[name]
+        family = (FAMILIES | ASKED)[name]
         sections[name] = Section((family.__doc__ or name).splitlines()[0].rstrip("."), tuple(family.measure()))
     host = f"kernel {platform.release()}, {_nft()}, {os.cpu_count()} CPUs, python {platform.python_version()}"
     print(render(sections.values()))

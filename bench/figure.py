@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+Unit = Literal["ns", "ms", "MiB", "%"]
+
 
 @dataclass(frozen=True, slots=True)
 class Goal:
@@ -24,7 +26,7 @@ class Figure:
 
     name: str
     value: float
-    unit: Literal["ns", "ms", "MiB", "%"]
+    unit: Unit
     against: str
     baseline: float  # in the same unit
     trials: int

@@ -29,7 +29,11 @@ class Namespace:
     Sockets stay in the namespace that they were opened in, and so does a libnftables context.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, of: int | None = None) -> None:
+        """Make one; or take the one that the process `of` is in, as it is."""
+        if of is not None:
+            self._file = Path(f"/proc/{of}/ns/net").open("rb")  # noqa: SIM115 - closed by __exit__
+            return
         with _OURS.open("rb") as home:
             _checked(_libc.unshare(_CLONE_NEWNET))  # os.unshare and os.setns came with Python 3.12
             try:
