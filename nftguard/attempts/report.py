@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nftguard.attempts.row import Row
+from nftguard.look import PIPE, Look, Role
 from nftguard.names import shown
 from nftguard.who.clients import LIKELY, VERY_LIKELY
 from nftguard.wording import endpoint, local_time, many
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 TOP = 20
 """Rows that are shown unless all are asked for."""
-WIDTH = 80
 _SETTLED = 660.0  # seconds after which an attempt is no longer open: the daemon sums up after 600 at the latest
 _ACCOUNTS = 4096  # more than the daemon has open
+_NAME_AT = 23  # columns before a row's name
 _UNKNOWN = "not known"
 _OTHERS = "others, too many to tell apart"
 _TOLD_APART = 20000  # rows: addresses can be forged, a million of them an hour
@@ -35,10 +35,14 @@ class _Process:
 
 
 class Report:
-    """Takes record after record; `by` is program, user, unit, destination, port or client."""
+    """Takes record after record; `by` is program, user, unit, destination, port or client; `block` the only one meant.
 
-    def __init__(self, by: str, since: float, until: float) -> None:
+    What was lost or dropped counts for any block.
+    """
+
+    def __init__(self, by: str, since: float, until: float, block: str = "") -> None:
         self.by = by
+        self.block = block
         self.since = since
         self.until = until
         self.rows: dict[str, Row] = {}  # the empty name: not known
@@ -54,6 +58,8 @@ class Report:
         event = record.event
         if number := record.number("RECORD"):
             self._number(self._process(record, number), number)
+        if self.block and event in {"blocked", "blocked_summary"} and record.text("BLOCK") != self.block:
+            return
         if event == "blocked":
             self._blocked(record)
         elif event == "blocked_summary":
@@ -163,6 +169,7 @@ class Report:
             "since": self.since,
             "until": self.until,
             "by": self.by,
+            "block": self.block or None,
             "attempts": self.attempts,
             "packets": self.packets,
             "open": self.open,
@@ -173,23 +180,25 @@ class Report:
             "rows": [row.document(name) for name, row in self.ranked()],
         }
 
-    def text(self, top: int | None = TOP) -> str:
-        """Give all of it for people, in lines of at most 80 columns; None as `top` shows every row."""
+    def lines(self, top: int | None = TOP, look: Look = PIPE) -> list[str]:
+        """Give all of it for people; None as `top` shows every row."""
         rows = self.ranked()
         named, unknown = [row for row in rows if row[0]], [row for row in rows if not row[0]]
-        head = f"Blocked attempts, {local_time(self.since)} to {local_time(self.until)}"
-        lines = (
-            [f"{head}, by {self.by}", "", f" ATTEMPTS     PACKETS  {self.by.upper()}"] if rows else [f"{head}: none"]
-        )
+        head = f"Blocked attempts{f' of block {self.block}' if self.block else ''}, {local_time(self.since)} to "
+        head += f"{local_time(self.until)}{f', by {self.by}' if rows else ': none'}"
+        lines = look.fold(head)
+        if rows:
+            lines += ["", look.paint(f" ATTEMPTS     PACKETS  {self.by.upper()}", Role.HEAD)]
         for name, row in [*named[:top], *unknown]:
             packets = f"{row.packets:,}" if row.packets else "-"
-            lines.append(f"{row.attempts:>9,} {packets:>11}  {name or _UNKNOWN}")
-            lines += [f"{'':12}{about}" for about in self._about(row)]
+            line = f"{row.attempts:>9,} {packets:>11}  {name or _UNKNOWN}"
+            lines += look.fold(line, _NAME_AT - line.index(line.lstrip()))
+            lines += [part for about in self._about(row) for part in look.fold(f"{'':12}{about}")]
         if left := named[top:] if top is not None else []:
             lines.append(f"{sum(row.attempts for _, row in left):>9,} {'':11}  and {len(left):,} more (--all)")
         if rows:
             lines += ["", f"{many(self.attempts, 'attempt')}, {many(self.packets, 'packet')}"]
-        return "\n".join(fit(line, WIDTH) for line in [*lines, *self._notes()])
+        return [*lines, *(part for note in self._notes() for part in look.fold(note))]
 
     def _about(self, row: Row) -> list[str]:
         client = str(row.clients)
@@ -207,7 +216,7 @@ class Report:
     def _notes(self) -> list[str]:
         notes = [
             (self.open, "attempt", "still open: not all of their packets are summed up"),
-            (self.unseen, "more packet", "counted, not seen one by one: a flood, or replies (docs/attempts.md)"),
+            (self.unseen, "more packet", "counted, not seen one by one: a flood, or replies (docs/journal.md)"),
             (self.lost, "attempt", "not told: too many at once, or malformed"),
             (self.dropped, "record", "dropped while journald took none"),
             (self.missing, "record", "missing from the journal: its rate limit or storage, journald.conf(5)"),
@@ -249,16 +258,3 @@ def _time(record: Record, name: str) -> float:
     """Give a time in a record, in seconds since the epoch; when journald got it where there is none, or nonsense."""
     found = record.number(name) / 1e6
     return found if 0 < found <= record.at else record.at
-
-
-def fit(text: str, width: int) -> str:
-    """Cut a text to so many columns, with "…" at its end where something was cut."""
-    columns = [2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text]
-    if sum(columns) <= width:
-        return text
-    used = 0
-    for place, column in enumerate(columns):
-        used += column
-        if used > width - 1:
-            return text[:place] + "…"
-    return text
