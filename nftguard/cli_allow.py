@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from nftguard import complete, screen
 from nftguard.errors import UnavailableError
 
 if TYPE_CHECKING:
@@ -29,26 +29,35 @@ _WITHOUT = {
 def _who(verb: _F) -> _F:
     """Add the options that say whom it concerns."""
     verb = click.option("--anyone", is_flag=True, help="Whoever it is.")(verb)
-    for name, metavar, text in reversed(
+    for name, metavar, text, words in reversed(
         (
-            ("user", "NAME", "What this user of the host sends."),
-            ("group", "NAME", "What processes of this group send."),
-            ("unit", "UNIT", "What this systemd unit sends, like postfix.service."),
-            ("to", "ADDRESS", "What goes there: an address, a prefix, a host's name, or @local."),
-            ("from", "ADDRESS", "What comes from there."),
+            ("user", "NAME", "What this user of the host sends.", complete.users),
+            ("group", "NAME", "What processes of this group send.", complete.groups),
+            ("unit", "UNIT", "What this systemd unit sends, like postfix.service.", complete.units),
+            ("to", "ADDRESS", "What goes there: an address, a prefix, a host's name, or @local.", complete.places),
+            ("from", "ADDRESS", "What comes from there.", complete.places),
         )
     ):
-        verb = click.option(f"--{name}", f"{name}_", metavar=metavar, default="", help=text)(verb)
+        option = click.option(f"--{name}", f"{name}_", metavar=metavar, default="", shell_complete=words, help=text)
+        verb = option(verb)
     return verb
 
 
 @click.command(short_help="Let somebody through for a while.")
-@click.argument("ports", metavar="PORTS...", nargs=-1, required=True)
-@click.option("--for", "duration", metavar="TIME", required=True, help="How long: 30s, 30m, 2h, up to 7d.")
+@click.argument("ports", metavar="PORTS...", nargs=-1, required=True, shell_complete=complete.ports)
+@click.option(
+    "--for",
+    "duration",
+    metavar="TIME",
+    required=True,
+    shell_complete=complete.times,
+    help="How long: 30s, 30m, 2h, up to 7d.",
+)
 @_who
 @click.option("--protocol", type=click.Choice(PROTOCOLS), default="tcp", show_default=True)
 @click.option("--hook", type=click.Choice(HOOKS), default="output", show_default=True, help="Where it is blocked.")
 @click.option("--persist", is_flag=True, help="Also after a reboot, as long as time is left.")
+@screen.json_option()
 @click.pass_context
 def allow(ctx: click.Context, /, duration: str, hook: str, protocol: str, persist: bool, **words: Any) -> None:
     """Let somebody through a blocked port for a while, whatever block names it.
@@ -76,11 +85,12 @@ def allow(ctx: click.Context, /, duration: str, hook: str, protocol: str, persis
 
 
 @click.command(short_help="Take back what was allowed.")
-@click.argument("ports", metavar="[PORTS...]", nargs=-1)
+@click.argument("ports", metavar="[PORTS...]", nargs=-1, shell_complete=complete.ports)
 @click.option("--all", "all_", is_flag=True, help="Every port.")
 @_who
 @click.option("--protocol", type=click.Choice(PROTOCOLS), help="Only of this protocol.")
 @click.option("--hook", type=click.Choice(HOOKS), help="Only there.")
+@screen.json_option()
 @click.pass_context
 def deny(ctx: click.Context, /, hook: str | None, protocol: str | None, **words: Any) -> None:
     """Take back what `nftguard allow` let through, before its time.
@@ -105,15 +115,15 @@ def deny(ctx: click.Context, /, hook: str | None, protocol: str | None, **words:
 
 def _arguments(hook: str, protocol: str, words: dict[str, Any]) -> dict[str, str | int | bool]:
     """Put options into a request: those that are not given are left out."""
-    given = {name.rstrip("_"): value for name, value in words.items() if value}
+    given = {name.rstrip("_"): value for name, value in words.items() if value and name != "as_json"}
     return given | {"ports": " ".join(words["ports"]), "hook": hook, "protocol": protocol}
 
 
 def _ask(ctx: click.Context, verb: str, arguments: dict[str, str | int | bool]) -> NoReturn:
     from nftguard import control
 
-    answer = control.ask(verb, ctx.meta["config"], **arguments)
+    with screen.Wait("asking the daemon"):
+        answer = control.ask(verb, ctx.meta["config"], **arguments)
     if answer is None:
         raise UnavailableError(_WITHOUT[verb])
-    click.echo(answer.text, err=answer.exit != 0)
-    sys.exit(answer.exit)
+    screen.end(ctx, answer)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import re
-import shutil
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
+from nftguard import complete, screen
 from nftguard.cli_allow import HOOKS, PROTOCOLS
 
 if TYPE_CHECKING:
@@ -76,18 +75,44 @@ def _source(_context: click.Context, _option: click.Parameter, value: str | None
 
 @click.command(short_help="Would a packet pass, and why?")
 @click.argument("protocol", type=click.Choice(PROTOCOLS))
-@click.argument("destination", metavar="ADDRESS:PORT", callback=_endpoint)
-@click.option("--user", metavar="NAME", help="Who sends it: a name or number. Without it, whoever no exception names.")
-@click.option("--group", metavar="NAME", help="The group of who sends it; the user's own without it.")
-@click.option("--unit", metavar="UNIT", help="The systemd unit that sends it, as postfix.service.")
+@click.argument("destination", metavar="ADDRESS:PORT", callback=_endpoint, shell_complete=complete.destination)
+@click.option(
+    "--user",
+    metavar="NAME",
+    shell_complete=complete.users,
+    help="Who sends it: a name or number. Without it, whoever no exception names.",
+)
+@click.option(
+    "--group",
+    metavar="NAME",
+    shell_complete=complete.groups,
+    help="The group of who sends it; the user's own without it.",
+)
+@click.option(
+    "--unit",
+    metavar="UNIT",
+    shell_complete=complete.units,
+    help="The systemd unit that sends it, as postfix.service.",
+)
 @click.option(
     "--from", "source", metavar="ADDRESS", callback=_source, help="Where it comes from; a port does not matter."
 )
-@click.option("--iface", metavar="NAME", help="The interface that it leaves by; asked of the kernel without it.")
-@click.option("--in", "inbound", metavar="NAME", help="The interface that it comes in by: it is one that is forwarded.")
+@click.option(
+    "--iface",
+    metavar="NAME",
+    shell_complete=complete.interfaces,
+    help="The interface that it leaves by; asked of the kernel without it.",
+)
+@click.option(
+    "--in",
+    "inbound",
+    metavar="NAME",
+    shell_complete=complete.interfaces,
+    help="The interface that it comes in by: it is one that is forwarded.",
+)
 @click.option("--hook", type=click.Choice(HOOKS), help="Where it is met.")
 @click.option("--established", is_flag=True, help="It does not open a connection, but belongs to one.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, for machines.")
+@screen.json_option()
 @click.pass_context
 def explain(  # click gives each option
     ctx: click.Context,
@@ -138,16 +163,16 @@ def explain(  # click gives each option
     packet = Packet(at, Protocol(protocol), to, port, source, not established, inbound=inbound, outbound=iface)
     packet, notes = asked.with_sender(packet, user, group, unit)
     packet, way = asked.with_way(packet)
-    table = Nftables().snapshot()
+    with screen.Wait("reading the rules"):
+        table = Nftables().snapshot()
     gone = "there is no table inet nftguard, and nothing is blocked"
     trace = _unsure(walk(table, packet), packet) if table else Trace(passes=True, reason=gone)
     notes += [*way, *_idle(ctx.meta["config"], trace, packet)]
     named, told = asked.namer(), table or Table()
     if as_json:
-        click.echo(json.dumps(document(trace, packet, told, named, notes)))
+        screen.document(document(trace, packet, told, named, notes))
     else:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        click.echo(render(trace, packet, told, named, notes, width))
+        screen.show(render(trace, packet, told, named, notes, screen.look(sys.stdout)))
     sys.exit(_EXIT[trace.passes])
 
 

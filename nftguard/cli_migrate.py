@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import click
 
+from nftguard import complete, screen
 from nftguard.errors import NftguardError
+from nftguard.look import Role
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 MAX_FILE = 4 << 20  # bytes; a hundred thousand rules
 ROOT = Path("/")
-_WIDTH = 80
 _COMMAND = " " * 6
 _LOADED = (
     "rules that are loaded stay in force beside nftguard's until they are deleted or the host restarts; to see them:",
@@ -31,16 +31,19 @@ _LOADED = (
 
 
 @click.command("import", short_help="Take over the rules of iptables, ufw or firewalld.")
-@click.argument("file", metavar="FILE")
+@click.argument("file", metavar="FILE", shell_complete=complete.files)
 def import_(file: str) -> None:
     """Take over what another firewall blocks: print a configuration for it. Changes nothing.
 
     FILE, or - for the standard input, is one of these; which one is found out:
 
     \b
-    iptables   what iptables-save or iptables -S prints, a file for iptables-restore
-    ufw        /etc/ufw/user.rules; what ufw show added or ufw status verbose prints
-    firewalld  what firewall-cmd --direct --get-all-rules prints, direct.xml, a policy's XML
+    iptables   what iptables-save or iptables -S prints, or a file for
+               iptables-restore
+    ufw        /etc/ufw/user.rules; what ufw show added or ufw status verbose
+               prints
+    firewalld  what firewall-cmd --direct --get-all-rules prints, direct.xml, a
+               policy's XML
 
     \b
     nftguard import /etc/iptables.up.rules >/etc/nftguard.toml
@@ -109,13 +112,11 @@ def _tell(rules: Ruleset, found: Translation) -> None:
 
 
 def _say(line: str) -> None:
-    """Write a line to stderr; on a terminal it is wrapped, but for commands, which are to be copied."""
-    indent = " " * (len(line) - len(line.lstrip()))
-    if sys.stderr.isatty() and not line.startswith(_COMMAND):
-        line = "\n".join(
-            wrap(line, _WIDTH, subsequent_indent=f"{indent}  ", break_on_hyphens=False, break_long_words=False)
-        )
-    click.echo(line, err=True)
+    """Write a line to stderr; on a terminal it is folded, but for commands, which are to be copied."""
+    if line.startswith(_COMMAND):
+        click.echo(line, err=True)
+    else:
+        screen.say(line, err=True)
 
 
 def _lines(file: str) -> list[str]:
@@ -178,8 +179,8 @@ def _check(text: str) -> None:
 
 
 @click.command(short_help="What is behind @mail and the like?")
-@click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, for machines.")
+@click.argument("name", required=False, shell_complete=complete.presets)
+@screen.json_option()
 def presets(name: str | None, as_json: bool) -> None:
     """Show what is behind @mail and the like: ports that are blocked together, and why.
 
@@ -196,9 +197,11 @@ def presets(name: str | None, as_json: bool) -> None:
             key: {"ports": [str(ports) for ports in preset.ports], "protocols": preset.protocols, "why": preset.why}
             for key, preset in found.items()
         }
-        click.echo(json.dumps(document))
+        screen.document(document)
         return
+    look = screen.look(sys.stdout)
+    prose = replace(look, width=look.width or 80)  # also in a pipe: nobody looks for a line of it
     for number, (key, preset) in enumerate(found.items()):
         ports = " ".join(map(str, preset.ports))
-        click.echo(f"{chr(10) * bool(number)}@{key}  {'/'.join(preset.protocols)} {ports}")
-        click.echo(click.wrap_text(preset.why, 80, "    ", "    "))
+        lines = look.lead(look.fold(f"@{key}  {'/'.join(preset.protocols)} {ports}", 4), f"@{key}", Role.HEAD)
+        screen.show([*([""] if number else []), *lines, *prose.fold(f"    {preset.why}", 0)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import time
@@ -11,10 +10,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from nftguard import complete, screen
+from nftguard.look import Role
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from nftguard.attempts.records import Record
+    from nftguard.look import Look
 
 _WATCHED = (
     *("blocked", "blocked_summary", "culprit", "repaired", "fought"),
@@ -22,7 +25,13 @@ _WATCHED = (
     *("allowed", "denied", "allowance_ended"),
     *("applied", "removed"),  # whether anything is blocked at all
 )
-_PATIENCE = 1.0  # seconds before a progress bar is shown
+_ROLES = {
+    **dict.fromkeys(("fought", "removed"), Role.BAD),
+    **dict.fromkeys(("culprit", "repaired", "attempts_lost", "attempts_unread", "records_dropped"), Role.DOUBT),
+    "applied": Role.GOOD,
+}
+"""What stands out among attempts."""
+_PATIENCE = screen.PATIENCE
 _STEPS = 1000
 _END = 253402300800.0  # the year 10000
 # As in systemd.time(7): a month is 30.44 days, a year 365.25.
@@ -91,23 +100,23 @@ def _unit(name: str) -> int:
 
 @click.command(short_help="Who tries, as it happens?")
 @click.option("-n", "--lines", type=click.IntRange(0, 10000), default=10, show_default=True, help="Last ones at first.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line, for machines.")
+@screen.json_option("Print one JSON object per line, for machines.")
 def watch(lines: int, as_json: bool) -> None:
-    """Show who tries, as it happens: one line for each attempt, and for what befalls the rules.
+    """Show who tries, as it happens: a line for each attempt, and for what befalls the rules.
 
     Reads the journal, for which root or the group systemd-journal is needed. Ctrl-C ends it.
     """
     from nftguard.attempts.records import Records
 
-    _never_fail_to_print()
     records = Records(_WATCHED)
+    fit = screen.look(sys.stdout)
     try:
         for found in (records.last(lines), records.follow(sys.stdout.fileno())):
             for record in found:
                 if as_json:
-                    click.echo(json.dumps(record.document()))
+                    screen.document(record.document())
                 elif not _known(record):
-                    click.echo(_line(record))
+                    screen.show(_lines(record, fit))
     except KeyboardInterrupt:
         pass
     finally:
@@ -120,24 +129,33 @@ def _known(record: Record) -> bool:
     return record.event == "blocked_summary" and not folded and bool(record.number("ACCOUNT"))
 
 
-def _line(record: Record) -> str:
+def _lines(record: Record, look: Look) -> list[str]:
+    """Draw a record; where it takes several lines, only the first begins with a time."""
     at = time.localtime(record.at)
     today = at[:3] == time.localtime()[:3]
-    line = f"{time.strftime('%H:%M:%S' if today else '%Y-%m-%d %H:%M:%S', at)} {record.message}"
-    if sys.stdout.isatty():
-        import shutil
-
-        from nftguard.attempts.report import fit
-
-        return fit(line, shutil.get_terminal_size().columns)
-    return line
+    when = time.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S", at)
+    lines = look.fold(f"{when} {record.message}", len(when) + 1)
+    role = _ROLES.get(record.event)
+    return [look.paint(line, role) for line in lines] if role else lines
 
 
 @click.command(short_help="Who tried, to whom, how often?")
 @click.option(
-    "--since", metavar="TIME", callback=_moment, default="24 hours ago", show_default=True, help="From then on."
+    "--since",
+    metavar="TIME",
+    callback=_moment,
+    default="24 hours ago",
+    show_default=True,
+    shell_complete=complete.moments,
+    help="From then on.",
 )
-@click.option("--until", metavar="TIME", callback=_moment, help="Up to then.  [default: now]")
+@click.option(
+    "--until",
+    metavar="TIME",
+    callback=_moment,
+    shell_complete=complete.moments,
+    help="Up to then.  [default: now]",
+)
 @click.option(
     "--by",
     type=click.Choice(("program", "user", "unit", "destination", "port", "client")),
@@ -145,9 +163,10 @@ def _line(record: Record) -> str:
     show_default=True,
     help="What a row of the report is.",
 )
+@click.option("--block", metavar="NAME", default="", shell_complete=complete.blocks, help="Of this block alone.")
 @click.option("--all", "every", is_flag=True, help="Show every row, not the first 20 alone.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document with every row, for machines.")
-def report(since: float, until: float | None, by: str, every: bool, as_json: bool) -> None:
+@screen.json_option("Print one JSON document with every row, for machines.")
+def report(since: float, until: float | None, by: str, block: str, every: bool, as_json: bool) -> None:
     """Show who tried, to whom, how often, since when, and which client is suspected behind a proxy.
 
     Reads the journal, for which root or the group systemd-journal is needed. A time is given as "2026-11-24 10:00",
@@ -160,15 +179,17 @@ def report(since: float, until: float | None, by: str, every: bool, as_json: boo
     end = time.time() if until is None else until
     if since >= end:
         raise click.BadParameter("it ends before it begins", param_hint="--until" if until else "--since")
-    _never_fail_to_print()
     records = Records()
     try:
-        found = Report(by, since, end)
+        found = Report(by, since, end, block)
         for record in progress(records.between(since, end), since, end):
             found.add(record)
     finally:
         records.close()
-    click.echo(json.dumps(found.document()) if as_json else found.text(None if every else TOP))
+    if as_json:
+        screen.document(found.document())
+    else:
+        screen.show(found.lines(None if every else TOP, screen.look(sys.stdout)))
 
 
 def progress(records: Iterable[Record], since: float, until: float) -> Iterator[Record]:
@@ -185,9 +206,3 @@ def progress(records: Iterable[Record], since: float, until: float) -> Iterator[
     finally:
         if bar is not None:
             bar.render_finish()
-
-
-def _never_fail_to_print() -> None:
-    """Print what this terminal cannot show as "?": names may hold any letter."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")

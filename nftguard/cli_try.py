@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from nftguard import complete, screen
 from nftguard.errors import EX_FAILED, UnavailableError
+from nftguard.look import columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 _STDIN = 0
 _MOST = 1024  # bytes of an answer
+_COUNTDOWN = 48  # columns behind the question, and for the answer
 _GONE = "the daemon is gone, and so is the trial: as it starts anew, it puts the last good rules back"
 
 
@@ -35,6 +38,7 @@ _GONE = "the daemon is gone, and so is the trial: as it starts anew, it puts the
     metavar="TIME",
     default="60s",
     show_default=True,
+    shell_complete=complete.times,
     help="How long it waits for you: 30s, 5m, up to 1h.",
 )
 @click.argument("file", metavar="[FILE]", required=False, type=click.Path(path_type=Path))
@@ -44,7 +48,8 @@ def try_(ctx: click.Context, timeout: str, file: Path | None) -> None:
 
     \b
     nftguard try            the configuration, as it was edited
-    nftguard try new.toml   another file in the place of the main one; confirmed, it is copied there
+    nftguard try new.toml   another file in the place of the main one;
+                            confirmed, it is copied there
 
     The main file that was there before stays beside it, with .before at the end of its name.
 
@@ -66,7 +71,8 @@ def try_(ctx: click.Context, timeout: str, file: Path | None) -> None:
     word = secrets.token_hex(8)
 
     def ask(verb: str, **arguments: int | bool) -> Answer | None:
-        return control.ask(verb, path, trial=word, **arguments)
+        with screen.Wait("waiting for the daemon"):
+            return control.ask(verb, path, trial=word, **arguments)
 
     woken = _signals()
     if file is None or file.resolve() == path.resolve():
@@ -110,8 +116,12 @@ def _confirmed(text: str, question: str, seconds: int, woken: int) -> bool:
     terminal = os.isatty(_STDIN) and sys.stdout.isatty()
     again = "\r" if terminal else ""  # the same line again, each second
     typed = b""
+    width = screen.look(sys.stdout).width
     try:
-        click.echo(text)
+        screen.say(text)
+        if terminal and width and columns(question) + _COUNTDOWN > width:  # only one line can be covered
+            screen.say(question)
+            question = "Shall it be?"
         while (left := end - time.monotonic()) > 0:
             counted = f"{math.ceil(left):>{len(str(seconds))}}"  # as wide as before, so that it covers it
             click.echo(f"{again}{question} [y/N] The old ones are back in {counted} s: ", nl=False)
@@ -180,5 +190,5 @@ def _end(answer: Answer | None, code: int | None = None) -> NoReturn:
     text = answer.text if answer else _GONE
     code = answer.exit if answer and code is None else EX_FAILED
     with contextlib.suppress(OSError):  # the terminal is gone
-        click.echo(text, err=code != 0)
+        screen.say(text, err=code != 0)
     sys.exit(code)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import click
 
+from nftguard import screen
+
 
 @click.command(short_help="Prove that what is to be blocked is blocked.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, for monitoring.")
+@screen.json_option("Print one JSON document, for monitoring.")
 @click.pass_context
 def verify(ctx: click.Context, as_json: bool) -> None:
     """Prove that what is to be blocked is blocked.
@@ -22,11 +23,16 @@ def verify(ctx: click.Context, as_json: bool) -> None:
     \b
     exit 0   proven
     exit 1   something is not as it should be
-    exit 3   nothing is wrong as far as seen, but not everything could be tried: no route, an exception in the way
+    exit 3   nothing is wrong as far as seen, but not everything could be
+             tried: no route, an exception in the way
     exit 77  not permitted: it needs root
     """
     from nftguard.verify import verify as proof
 
-    found = proof(ctx.meta["config"])
-    click.echo(json.dumps(found.document()) if as_json else found.render())
+    with screen.Wait("trying the ports") as wait:
+        found = proof(ctx.meta["config"], wait.step)
+    if as_json:
+        screen.document(found.document())
+    else:
+        screen.show(found.render(screen.look(sys.stdout)))
     sys.exit(found.exit_code)

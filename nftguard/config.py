@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import stat
-import tomllib
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
 
-from nftguard import services, values
+from nftguard import services, sources, values
 from nftguard.errors import ConfigError, Problem
 from nftguard.model import Action, Hook, Protocol
 from nftguard.ports import Ports, resolve
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 """What to do about a file that cannot be read, where --config is what names it."""
-MAX_FILE = 1 << 20  # bytes; a configuration of 65,535 listed ports is under half of it
 MAX_PREFIX = 127  # bytes; NF_LOG_PREFIXLEN - 1, linux/include/uapi/linux/netfilter/nf_log.h
 
 
@@ -116,18 +112,6 @@ class Config(_Strict):
     service: Service = Service()
 
 
-def files(path: Path) -> list[Path]:
-    """List the file and its drop-ins (`/etc/nftguard.toml`: `/etc/nftguard.d/*.toml`) in the order they are read.
-
-    Raises OSError when the folder of drop-ins is there, but cannot be listed.
-    """
-    folder = path.parent / f"{path.stem}.d"
-    try:
-        return [path, *sorted(file for file in folder.iterdir() if file.suffix == ".toml" and file.name[0] != ".")]
-    except (FileNotFoundError, NotADirectoryError):
-        return [path]
-
-
 def load(path: Path, instead: Path | None = None) -> Config:
     """Read the file and its drop-ins; `instead`: another in the place of the file itself.
 
@@ -139,12 +123,12 @@ def load(path: Path, instead: Path | None = None) -> Config:
     main = instead or path
     other = "" if instead else ", or name another file with --config"  # which is no way to name `instead`
     try:
-        paths = files(path)
+        paths = sources.files(path)
     except OSError as error:
         raise ConfigError((Problem(str(error.filename), "", _os_error(error, other)),)) from None
     for file in [main, *paths[1:]]:
         try:
-            part = Config.model_validate(_read(file))
+            part = Config.model_validate(sources.read(file))
         except ValidationError as error:
             problems += [_problem(str(file), detail) for detail in error.errors()]
             continue
@@ -163,30 +147,6 @@ def load(path: Path, instead: Path | None = None) -> Config:
     if problems:
         raise ConfigError(tuple(problems))
     return merged
-
-
-def _read(file: Path) -> dict[str, Any]:
-    # A FIFO would be waited for.
-    with open(file, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            raise ValueError("is not a regular file")
-        data = stream.read(MAX_FILE + 1)
-    if len(data) > MAX_FILE:
-        raise ValueError("is larger than 1 MiB; that is no configuration of nftguard")
-    try:
-        return tomllib.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise ValueError("is not UTF-8 text") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"is not valid TOML: {_twice(str(error))}") from None
-    except RecursionError:
-        raise ValueError("is nested too deeply") from None
-
-
-def _twice(text: str) -> str:
-    """Say more plainly of a key that stands twice what tomllib says of it."""
-    text = re.sub(r"^Cannot mutate immutable namespace \((.*?),?\)", r"the key \1 stands twice", text)
-    return text.replace("Cannot overwrite a value", "a key stands twice")
 
 
 def _os_error(error: OSError, other: str) -> str:

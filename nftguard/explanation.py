@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from nftguard import allow, values
+from nftguard.look import PIPE, Look, Role
 from nftguard.model import Hook, Initial, Key, Reject, Set
 from nftguard.names import clean, shown
 from nftguard.wording import endpoint, lasting, many
@@ -36,13 +36,14 @@ _WORDS = {
     Key.PORT: "going to port",
 }
 VERDICTS = {True: "passes", False: "blocked", None: "unknown"}
+_ROLES = {True: Role.GOOD, False: Role.BAD, None: Role.DOUBT}
 _INWARD = "it comes in by an uplink, for an inner interface"
 _HOURS = 7200  # seconds; from here on nobody needs the minutes
 _OTHERS = "rules of other programs are not looked at"
 
 
-def render(trace: Trace, packet: Packet, table: Table, named: Named, notes: list[str], width: int | None = None) -> str:
-    """Tell it to people: the verdict first, then each block that was asked; with `width` long lines are wrapped."""
+def render(trace: Trace, packet: Packet, table: Table, named: Named, notes: list[str], look: Look = PIPE) -> list[str]:
+    """Tell it to people: the verdict first, then each block that was asked."""
     what = _told(packet, named)
     if trace.passes is None:
         lines = [f"unknown: what becomes of {what} cannot be said: {trace.reason}"]
@@ -63,12 +64,8 @@ def render(trace: Trace, packet: Packet, table: Table, named: Named, notes: list
         lines.append(f"  it would get past {_by(trace.unless[-1])} if it were")
         lines += [f"    {' and '.join(_hit(hit, named) for hit in step.hits)}" for step in trace.unless]
     lines += [*(f"note: {note}" for note in notes), _OTHERS]
-    return "\n".join(part for line in lines for part in (_wrapped(line, width) if width else [line]))
-
-
-def _wrapped(line: str, width: int) -> list[str]:
-    indent = " " * (len(line) - len(line.lstrip()) + 4)
-    return wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    folded = [part for line in lines for part in look.fold(line, 4)]
+    return look.lead(folded, VERDICTS[trace.passes], _ROLES[trace.passes])
 
 
 def _told(packet: Packet, named: Named) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nftguard.look import Role
 from nftguard.model import (
     OWNED,
     TABLE,
@@ -48,6 +49,7 @@ from nftguard.plan import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from nftguard.look import Look
     from nftguard.model import Rule
     from nftguard.ports import Ports
 
@@ -93,9 +95,23 @@ _INITIAL = {
 }
 
 
+_REMOVING = ("delete ", "flush ")
+
+
 def script(plan: Plan, name: str = TABLE) -> str:
     """Render the whole plan for a table of this name, one command a line; libnftables makes one transaction of it."""
     return lines(plan.steps + plan.late, name)
+
+
+def shown(found: Iterable[str], text: str, look: Look) -> list[str]:
+    """Draw a script for people, which folded is a script all the same; `found`: what it mends, above it as comments."""
+    told = []
+    for difference in found:
+        told += [line if line.startswith("#") else f"#{line[1:]}" for line in look.fold(f"# {difference}")]
+    for line in text.splitlines():
+        role = Role.REMOVED if line.startswith(_REMOVING) else Role.ADDED
+        told += [look.paint(part, role) for part in look.fold_script(line)]
+    return told
 
 
 def lines(steps: Iterable[Step], name: str = TABLE) -> str:

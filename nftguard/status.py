@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from nftguard import plan
 from nftguard.allowed import words
+from nftguard.look import PIPE, Look, Role
 from nftguard.model import ORPHAN, OWNED, Chain, Hook, Vmap
 from nftguard.policy import blocked
 from nftguard.ports import merge
@@ -36,6 +36,11 @@ class State(StrEnum):
 
 STALE = 3
 """The exit code of `nftguard status` when the daemon's last word is too old to count."""
+
+
+_ROLES = {State.PROTECTED: Role.GOOD, State.DEGRADED: Role.DOUBT}
+_LONG = 50  # rows of a list that a terminal is not filled with
+_COLUMNS = (16, 8, 5, 11, 9, 11)  # at least, so that the table looks the same from one host to the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,35 +123,77 @@ def document(
     }
 
 
-def render(found: Mapping[str, Any], width: int | None = None) -> str:
-    """Draw the document for people, at most 80 columns wide where names allow; with `width` long lines are wrapped."""
-    lines = [f"{found['state']}: {found['summary']}"]
-    lines += [f"  - {reason}" for reason in found["reasons"]]
-    lines += [f"  warning: {warning}" for warning in found["warnings"]]
-    lines += words.lines(found["allowed"], found["at"])
-    if daemon := found["daemon"]:
-        owns = "owns the table, " if daemon["owner"] else ""
-        lines.append(f"daemon: process {daemon['pid']}, {owns}since {local_time(daemon['since'])}")
-        lines.append(f"since then: {many(daemon['repairs'], 'repair')}, {many(daemon['attempts'], 'attempt')} seen")
-        if daemon["log"] != "journal":
-            where = ", but in journalctl -k" if daemon["log"] == "kernel" else ""
-            lines.append(f'attempts are not recorded here{where}: [log] target is "{daemon["log"]}"')
-        if daemon["attempts_lost"] or daemon["records_dropped"]:
-            lines.append(f"lost: {daemon['attempts_lost']} attempts, {daemon['records_dropped']} records")
-        if last := daemon["last_attempt"]:
-            text = f"last attempt: {_ago(last['at'], found['at'])}, {last['text']}"
-            lines += wrap(text, width, subsequent_indent="  ", break_on_hyphens=False) if width else [text]
-        lines += [f"daemon: suspended, {daemon['suspended']}"] if daemon["suspended"] else []
-    else:
-        lines.append("daemon: not running; nothing repairs the rules (systemctl start nftguard)")
+def of_blocks(found: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Give the document with the ports of these blocks alone; all of them without names. Raises ValueError."""
+    there = list(dict.fromkeys(row["block"] for row in found["ports"]))
+    if missing := [name for name in names if name not in there]:
+        raise ValueError(f"no block {missing[0]!r} is in force; there is {', '.join(there) or 'none'}")
+    wanted = {*names} or {*there}
+    return {**found, "ports": [row for row in found["ports"] if row["block"] in wanted]}
+
+
+def render(found: Mapping[str, Any], look: Look = PIPE, *, every: bool = True) -> list[str]:
+    """Draw the document for people.
+
+    Without `every` a long list of ports is cut, on a terminal, to those that have counted something; so are reasons.
+    """
+    short = not every and look.width is not None
+    lines = look.fold(f"{found['state']}: {found['summary']}")
+    lines = look.lead(lines, found["state"], _ROLES.get(found["state"], Role.BAD))
+    told = [f"  - {reason}" for reason in found["reasons"]]
+    if short and len(told) > _LONG:
+        told[_LONG:] = [f"  and {len(told) - _LONG:,} more reasons (--all lists them)"]
+    told += [f"  warning: {warning}" for warning in found["warnings"]]
+    told += words.lines(found["allowed"], found["at"])
+    told += _daemon(found["daemon"], found["at"])
+    lines += [part for line in told for part in look.fold(line)]
     if rows := found["ports"]:
-        lines += ["", f"{'BLOCK':<16} {'HOOK':<8} {'PROTO':<5} {'PORT':>11} {'PACKETS':>9} {'BYTES':>11}  LAST SEEN"]
-        for row in rows:
-            lines.append(
-                f"{row['block']:<16} {row['hook']:<8} {row['protocol']:<5} {row['port']:>11} {row['packets']:>9} "
-                f"{row['bytes']:>11}  {_ago(row['last_seen'], found['at'])}".rstrip()
-            )
-    return "\n".join(lines)
+        quiet = [row for row in rows if not row["packets"]] if short and len(rows) > _LONG else []
+        lines += ["", *_table([row for row in rows if row["packets"] or not quiet], found["at"], look)]
+        lines += look.fold(f"and {many(len(quiet), 'port')} without a packet (--all lists them)") if quiet else []
+    return lines
+
+
+def _daemon(daemon: Mapping[str, Any] | None, now: float) -> list[str]:
+    if not daemon:
+        return ["daemon: not running; nothing repairs the rules (systemctl start nftguard)"]
+    owns = "owns the table, " if daemon["owner"] else ""
+    lines = [
+        f"daemon: process {daemon['pid']}, {owns}since {local_time(daemon['since'])}",
+        f"since then: {many(daemon['repairs'], 'repair')}, {many(daemon['attempts'], 'attempt')} seen",
+    ]
+    if daemon["log"] != "journal":
+        where = ", but in journalctl -k" if daemon["log"] == "kernel" else ""
+        lines.append(f'attempts are not recorded here{where}: [log] target is "{daemon["log"]}"')
+    if daemon["attempts_lost"] or daemon["records_dropped"]:
+        lines.append(f"lost: {daemon['attempts_lost']} attempts, {daemon['records_dropped']} records")
+    if last := daemon["last_attempt"]:
+        lines.append(f"last attempt: {_ago(last['at'], now)}, {last['text']}")
+    return [*lines, *([f"daemon: suspended, {daemon['suspended']}"] if daemon["suspended"] else [])]
+
+
+def _table(rows: Iterable[Mapping[str, Any]], now: float, look: Look) -> list[str]:
+    """Draw the ports; where the terminal is too narrow for the names of the blocks, each has a line of its own."""
+    keys = ("block", "hook", "protocol", "port", "packets", "bytes")
+    cells = [(*(str(row[key]) for key in keys), _ago(row["last_seen"], now)) for row in rows]
+    head = ("BLOCK", "HOOK", "PROTO", "PORT", "PACKETS", "BYTES", "LAST SEEN")
+    sizes = [max(least, *(len(row[at]) for row in [head, *cells])) for at, least in enumerate(_COLUMNS)]
+    last = max((len(row[-1]) for row in cells), default=0)
+    apart = look.width is not None and sum(sizes) + len(sizes) + 1 + last > look.width
+
+    def line(row: tuple[str, ...]) -> str:
+        block, hook, protocol, *numbers, ago = row
+        name = " " if apart else f"{block:<{sizes[0]}}"
+        right = " ".join(f"{number:>{size}}" for number, size in zip(numbers, sizes[3:], strict=True))
+        return f"{name} {hook:<{sizes[1]}} {protocol:<{sizes[2]}} {right}  {ago}".rstrip()
+
+    lines, before = [look.paint(line(head), Role.HEAD)], ""
+    for row in cells:
+        if apart and row[0] != before:
+            lines += look.fold(row[0])
+        before = row[0]
+        lines.append(line(row))
+    return lines
 
 
 def _ago(when: float | None, now: float) -> str:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice, product
 from pathlib import Path
-from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from nftguard import canary, policy, reach, standing, trace
 from nftguard.canary import Canary, Fate
 from nftguard.errors import UnavailableError
 from nftguard.kernel import Nftables
+from nftguard.look import PIPE, Look, Role
 from nftguard.model import Hook, Table
 from nftguard.packet import Packet
 from nftguard.status import State
@@ -22,7 +22,7 @@ from nftguard.who.cgroups import ids, mounted
 from nftguard.wire.route import toward
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from nftguard.model import Protocol
     from nftguard.ports import Ports
@@ -47,6 +47,9 @@ class Result(StrEnum):
     """It could not be tried: something is not proven."""
     NOTE = "note"
     """There is nothing to be proven."""
+
+
+_ROLES = {Result.OK: Role.GOOD, Result.FAILED: Role.BAD, Result.SKIPPED: Role.DOUBT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,35 +89,39 @@ class Findings:
             "out_of_reach": list(self.unreached),
         }
 
-    def render(self) -> str:
-        """Draw it for people, 80 columns wide where names allow."""
+    def render(self, look: Look = PIPE) -> list[str]:
+        """Draw it for people."""
         failed = sum(check.result is Result.FAILED for check in self.checks)
-        lines = {
-            0: wrap(f"proven: {self.summary}", 80),
-            1: [f"FAILED: {failed} of {len(self.checks)} checks"],
-            UNPROVEN: ["not proven: nothing is wrong as far as seen, but not everything could be tried"],
+        word, text, role = {
+            0: ("proven", f": {self.summary}", Role.GOOD),
+            1: ("FAILED", f": {failed} of {len(self.checks)} checks", Role.BAD),
+            UNPROVEN: (
+                "not proven",
+                ": nothing is wrong as far as seen, but not everything could be tried",
+                Role.DOUBT,
+            ),
         }[self.exit_code]
+        lines = look.lead(look.fold(word + text), word, role)
         for check in self.checks:
-            lines += _wrapped(f"{check.result:<8}", f"{check.what}: {check.detail}")
+            folded = look.fold(f"{check.result:<8} {check.what}: {check.detail}", 9)
+            lines += look.lead(folded, check.result, _ROLES[check.result]) if check.result in _ROLES else folded
         lines += ["out of reach here:"] if self.unreached else []
         for text in self.unreached:
-            lines += _wrapped("  -", text)
-        return "\n".join(lines)
+            lines += look.fold(f"  - {text}")
+        return lines
 
 
-def _wrapped(mark: str, text: str) -> list[str]:
-    indent = " " * (len(mark) + 1)
-    return wrap(text, 80, initial_indent=f"{mark} ", subsequent_indent=indent, break_on_hyphens=False)
+def verify(config: Path, step: Callable[[int, int], None] = lambda *_: None) -> Findings:
+    """Check everything; `step` is told how many packets were tried, and of how many.
 
-
-def verify(config: Path) -> Findings:
-    """Check everything. Raises NotPermittedError, KernelError, UnavailableError."""
+    Raises NotPermittedError, KernelError, UnavailableError.
+    """
     with closing(Nftables()) as kernel:
         seen = standing.from_kernel(config, kernel)
         found, live = seen.document, seen.live
         # Where the configuration is refused, which the first check tells, what is in force is to hold all the same.
         wanted = seen.desired or live or Table()
-        checks = (_rules(found), *canaries(kernel.nfnl, live, wanted), _daemon(found["daemon"]))
+        checks = (_rules(found), *canaries(kernel.nfnl, live, wanted, step), _daemon(found["daemon"]))
     return Findings(found["summary"], checks, tuple(reach.unreached(live or wanted)))
 
 
@@ -136,7 +143,9 @@ def _daemon(daemon: Mapping[str, Any] | None) -> Check:
     return Check("daemon", Result.OK, f"process {daemon['pid']} {owner}; attempts {attempts}")
 
 
-def canaries(nfnl: Nfnl, live: Table | None, wanted: Table) -> list[Check]:
+def canaries(
+    nfnl: Nfnl, live: Table | None, wanted: Table, step: Callable[[int, int], None] = lambda *_: None
+) -> list[Check]:
     """Send a canary for each block and protocol on output, over IPv4 and IPv6, and see what becomes of it.
 
     `wanted` says which ports are to be blocked, `live` which exceptions a canary has to keep clear of.
@@ -159,12 +168,11 @@ def canaries(nfnl: Nfnl, live: Table | None, wanted: Table) -> list[Check]:
         why = "no route from this host, neither over IPv4 nor over IPv6"
         return [*notes, Check("packets", Result.SKIPPED, why)]
     sender = _Sender(nfnl, live, wanted)
-    checks = [
-        sender.check(block, protocol, version, ports, ways[version])
-        for (block, protocol), ports in targets.items()
-        for version in ways
-        if ways[version]
-    ]
+    tries = [(target, version) for target in targets for version in ways if ways[version]]
+    checks = []
+    for number, (target, version) in enumerate(tries):
+        step(number, len(tries))
+        checks.append(sender.check(*target, version, targets[target], ways[version]))
     notes += [
         Check(f"IPv{version}", Result.NOTE, "no route from this host, nothing to prove")
         for version in ways

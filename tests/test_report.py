@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftguard.attempts.records import Record
-from nftguard.attempts.report import Report, fit
+from nftguard.attempts.report import TOP, Report
+from nftguard.look import Look, columns
 
 NOW = 1_790_000_000.0
 SINCE = NOW - 86400
@@ -55,6 +56,11 @@ def report(*records: Record, by: str = "unit") -> Report:
     return found
 
 
+def drawn(found: Report, top: int | None = TOP) -> str:
+    """The report as a pipe gets it."""
+    return "\n".join(found.lines(top))
+
+
 def rows(found: Report) -> dict[str, tuple[int, int]]:
     return {name: (row.attempts, row.packets) for name, row in found.ranked()}
 
@@ -76,7 +82,7 @@ def test_what_is_not_summed_up_yet_is_open() -> None:
         blocked(NOW - 100, UNIT="b.service"),
     )
     assert found.open == 2
-    assert "2 attempts still open" in found.text()
+    assert "2 attempts still open" in drawn(found)
 
 
 def test_a_summary_closes_the_attempts_of_its_account_alone() -> None:
@@ -91,8 +97,8 @@ def test_a_summary_closes_the_attempts_of_its_account_alone() -> None:
 def test_who_is_not_likely_is_not_accused() -> None:
     likely = [blocked(CLIENT="198.51.100.9", CLIENT_CONFIDENCE=sure) for sure in ("0.79", "0.80", "0.93")]
     assert rows(report(*likely, by="client")) == {"198.51.100.9": (2, 0), "": (1, 0)}
-    assert "suspected" not in report(likely[0]).text()
-    assert "suspected client 198.51.100.9 (likely, for 2 of 3 attempts)" in report(*likely).text()
+    assert "suspected" not in drawn(report(likely[0]))
+    assert "suspected client 198.51.100.9 (likely, for 2 of 3 attempts)" in drawn(report(*likely))
 
 
 def test_an_attempt_that_a_killed_daemon_never_summed_up_is_not_open_for_ever() -> None:
@@ -109,7 +115,7 @@ def test_packets_that_nobody_saw_one_by_one_are_their_own_line_and_the_sum_is_th
     )
     assert found.unseen == 5120
     assert found.packets + found.unseen == 7 + 5120 + 3
-    assert "5,120 more packets counted, not seen one by one" in found.text()
+    assert "5,120 more packets counted, not seen one by one" in drawn(found)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +140,7 @@ def test_a_report_is_by_what_was_asked_for(by: str, name: str) -> None:
     )
     found = report(one, by=by)
     assert rows(found) == {name: (1, 0)}
-    text = found.text()
+    text = drawn(found)
     assert name in text
     for other, about in (("unit", "by shadowsocks.service"), ("destination", "to 203.0.113.7:25")):
         assert (about in text) is (by != other)
@@ -160,15 +166,15 @@ def test_a_place_is_a_container_a_session_a_unit_or_an_address_elsewhere(fields:
 def test_what_is_not_known_is_the_last_line_however_often_it_came() -> None:
     found = report(blocked(), blocked(), blocked(UNIT="a.service"))
     assert list(rows(found)) == ["a.service", ""]
-    assert "not known" in found.text()
+    assert "not known" in drawn(found)
     assert found.document()["rows"][1]["name"] is None  # type: ignore[index]
 
 
 def test_only_twenty_rows_are_shown_unless_all_are_asked_for() -> None:
     found = report(*(blocked(UNIT=f"unit{number}.service") for number in range(33)))
-    assert found.text().count(".service") == 20
-    assert "and 13 more (--all)" in found.text()
-    assert found.text(None).count(".service") == 33
+    assert drawn(found).count(".service") == 20
+    assert "and 13 more (--all)" in drawn(found)
+    assert drawn(found, None).count(".service") == 33
     assert len(found.document()["rows"]) == 33  # type: ignore[arg-type]
 
 
@@ -178,13 +184,13 @@ def test_rows_come_by_their_attempts_and_name_the_most_frequent_destination() ->
         *(blocked(UNIT="b.service", DESTINATION=address) for address in ("2001:db8::7", "2001:db8::7", "203.0.113.1")),
     )
     assert list(rows(found)) == ["b.service", "a.service"]
-    assert "to [2001:db8::7]:25 and 1 more" in found.text()
+    assert "to [2001:db8::7]:25 and 1 more" in drawn(found)
 
 
 def test_gaps_in_the_numbers_are_missing_records() -> None:
     found = report(*(blocked(RECORD=number) for number in (5, 6, 9, 10)))
     assert found.missing == 2, "and not the first four: they are from before"
-    assert "2 records missing from the journal" in found.text()
+    assert "2 records missing from the journal" in drawn(found)
 
 
 def test_each_process_numbers_its_records_anew() -> None:
@@ -203,13 +209,13 @@ def test_losses_are_summed_up() -> None:
         record("attempts_lost", LOST=3), record("attempts_lost", LOST=4), record("records_dropped", DROPPED=5)
     )
     assert (found.lost, found.dropped) == (7, 5)
-    assert found.text().splitlines()[0].endswith(": none")
-    assert "7 attempts not told" in found.text()
-    assert "5 records dropped" in found.text()
+    assert drawn(found).splitlines()[0].endswith(": none")
+    assert "7 attempts not told" in drawn(found)
+    assert "5 records dropped" in drawn(found)
 
 
 def test_a_hostile_name_can_neither_end_its_line_nor_pass_for_another() -> None:
-    text = report(blocked(UNIT="a\n\x1b[31m (b.service)"), by="unit").text()
+    text = drawn(report(blocked(UNIT="a\n\x1b[31m (b.service)"), by="unit"))
     assert "\x1b" not in text
     assert '"a??[31m (b.service)"' in text
 
@@ -270,20 +276,17 @@ def test_whatever_stands_in_the_fields_there_is_a_report_of_80_columns(
     found: list[tuple[bytes, dict[str, Any]]], by: str
 ) -> None:
     reports = report(*(Record(NOW - 60, {"NFTGUARD_EVENT": event, **raw}) for event, raw in found), by=by)
-    text = reports.text()
-    assert all(line.isprintable() and fit(line, 80) == line for line in text.splitlines())
-    assert all(line.isprintable() for line in text.split("\n"))
+    lines = reports.lines(look=Look(80))
+    assert all(line.isprintable() and columns(line) <= 80 for line in lines)
+    pieces, whole = ("".join("".join(found).split()) for found in (lines, reports.lines()))
+    assert pieces == whole, "nothing is lost on a terminal"
     json.dumps(reports.document(), allow_nan=False)
 
 
-@given(st.text(), st.integers(1, 100))
-def test_a_cut_text_fits(text: str, width: int) -> None:
-    cut = fit(text, width)
-    assert fit(cut, width) == cut
-    assert cut == text or (cut[-1] == "…" and text.startswith(cut[:-1]))
-
-
-def test_wide_letters_take_two_columns() -> None:
-    assert fit("日本語", 6) == "日本語"
-    assert fit("日本語", 5) == "日本…"
-    assert fit("日本語", 4) == "日…"
+def test_a_report_of_one_block_counts_its_records_alone_and_all_that_was_lost() -> None:
+    found = Report("unit", 0, NOW, "web")
+    for one in (blocked(BLOCK="web"), blocked(BLOCK="mail"), record("attempts_lost", LOST=3)):
+        found.add(one)
+    assert (found.attempts, found.lost, found.document()["block"]) == (1, 3, "web")
+    assert drawn(found).startswith("Blocked attempts of block web, ")
+    assert report(blocked(BLOCK="mail")).document()["block"] is None

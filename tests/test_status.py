@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from nftguard.look import Look
 from nftguard.model import Base, Chain, Counter, Table, Verdict
 from nftguard.ports import Ports
 from nftguard.status import State, document, judge, render, summary
@@ -120,7 +121,7 @@ def test_the_picture_fits_80_columns_and_says_everything() -> None:
         daemon=daemon,
         at=1.0 + 3 * 3600,
     )
-    lines = render(found, 80).splitlines()
+    lines = render(found, Look(80))
     assert lines[0] == "degraded: 1,002 tcp ports blocked on output, 1,002 tcp ports blocked on forward"
     assert "  - x.toml: refused" in lines
     assert "  warning: beware" in lines
@@ -133,6 +134,6 @@ def test_the_picture_fits_80_columns_and_says_everything() -> None:
     assert "  uid 998); very likely for its client 198.51.100.4" in lines
     assert "daemon: suspended, until 10:00:00" in lines
     assert max(map(len, lines)) <= 80
-    assert "last attempt: 2 h ago, " + text in render(found).splitlines(), "in a pipe, one line that grep finds"
+    assert "last attempt: 2 h ago, " + text in render(found), "in a pipe, one line that grep finds"
     row = next(line for line in lines if line.startswith("mail"))
     assert row.split() == ["mail", "output", "tcp", "25", "123456789", "98765432100", "3", "h", "ago"]

@@ -59,6 +59,7 @@ class Asker(Running):
             stdin=end,
             stdout=end,
             stderr=end,
+            env=os.environ | {"COLUMNS": "400"},  # so that nothing is folded
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )

@@ -74,7 +74,6 @@ def test_a_guarded_host_is_proven_and_the_canaries_are_nobodys_attempts(
         assert text.returncode == 0
         assert text.stdout.startswith("proven: 11 tcp ports blocked on output\n")
         assert "ok       mail tcp over IPv4: port 21 to 192.0.2.1 stopped and counted\n" in text.stdout
-        assert max(map(len, text.stdout.splitlines())) <= 80
         attempt = "import socket; s = socket.socket(); s.setblocking(False); s.connect_ex(('127.0.0.1', 25))"
         netns.run(sys.executable, "-S", "-c", attempt)
         word = folders / "run/status.json"
@@ -232,7 +231,7 @@ def test_without_privilege_it_says_so(netns: Namespace, config_file: Path) -> No
     become = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
     argv = (*become, sys.executable, "-m", "nftguard", "--config", str(config_file), "verify", "--json")
     done = netns.run(*argv, check=False)
-    assert (done.returncode, done.stdout) == (77, "")
+    assert (done.returncode, json.loads(done.stdout)["exit"]) == (77, 77)
     assert "not permitted; needs root, or CAP_NET_ADMIN" in done.stderr
 
 
