@@ -124,7 +124,7 @@ def test_ten_thousand_ports_do_not_fill_a_terminal_and_are_all_there_in_a_pipe(
     code, told = on_terminal(netns, config_file, "status")
     assert (code, fits(told)) == (0, True)
     assert "and 10,000 ports without a packet (--all lists them)" in told
-    assert len(told.splitlines()) < 10
+    assert told.count("\n") < 10  # progress stays in its line
     assert len(on_terminal(netns, config_file, "status", "--all")[1].splitlines()) > 10000
     assert len(cli(netns, config_file, "status").stdout.splitlines()) > 10000
     netns.run("nft", "flush", "map", "inet", "nftguard", "output.tcp")

@@ -298,7 +298,7 @@ def test_who_else_acts_meanwhile(guard: Guard, kernel: Nftables) -> None:
         assert re.fullmatch(
             r"another configuration is on trial until \d\d:\d\d:\d\d; wait, or answer it there\n", second.stderr
         )
-        assert guard.cli("pause", "--for", "1s").returncode == 0
+        assert guard.cli("pause", "--for", "4s").returncode == 0
         assert blocked(kernel) == 0
         refused = guard.cli("try")
         assert (refused.returncode, "nothing is blocked, until" in refused.stderr) == (1, True)
