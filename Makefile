@@ -75,7 +75,7 @@ UNITS = $(notdir $(wildcard systemd/*.service systemd/*.path))
 install: install-data
 	$(PYTHON) -m venv --system-site-packages $(DESTDIR)$(venv)
 	$(DESTDIR)$(venv)/bin/python3 -m pip install --quiet --disable-pip-version-check --upgrade '.[metrics]'
-	sed -i '1s#.*#\#!$(venv)/bin/python3#' $(DESTDIR)$(venv)/bin/nftguard
+	sed -i '1s#.*#\#!$(venv)/bin/python3 -s#' $(DESTDIR)$(venv)/bin/nftguard
 	mkdir -p $(DESTDIR)$(prefix)/bin
 	ln -sfn $(venv)/bin/nftguard $(DESTDIR)$(prefix)/bin/nftguard
 	@test -n '$(DESTDIR)' || $(MAKE) --no-print-directory installed
@@ -92,7 +92,7 @@ uninstall:
 ifndef DESTDIR
 	for unit in $(UNITS); do \
 		test ! -e $(LIB)/systemd/system/$$unit || systemctl disable --quiet --now $$unit || exit 1; done
-	for family in inet bridge; do \
+	test ! -d /run/systemd/system || for family in inet bridge; do \
 		nft list table $$family nftguard >/dev/null 2>&1 && nft delete table $$family nftguard; done || true
 	rm -rf /run/nftguard
 endif
@@ -104,7 +104,7 @@ endif
 		$(SHARE)/fish/vendor_completions.d/nftguard.fish
 ifdef purge
 	rm -rf $(DESTDIR)/etc/nftguard.toml $(DESTDIR)/etc/nftguard.d $(DESTDIR)/var/lib/nftguard
-	test -n '$(DESTDIR)' || ! getent passwd nftguard >/dev/null || userdel nftguard
+	test -n '$(DESTDIR)' || ! getent passwd nftguard | grep -q ':nftguard service:' || userdel nftguard
 endif
 ifndef DESTDIR
 	test ! -d /run/systemd/system || systemctl daemon-reload

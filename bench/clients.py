@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.figure import Figure, Goal, progress
 from tests.boot import image
-from tests.boot.crowd import CLIENTS, PACKAGES, PROXIES, Crowd
+from tests.boot.crowd import CLIENTS, PROXIES, Crowd
 from tests.boot.machine import Machine
 from tests.boot.suites import SUITES
 
@@ -17,7 +17,7 @@ def measure() -> list[Figure]:
     After his seventh attempt the record of it must name him as likely, and none may ever name another so. The baseline
     is a guess.
     """
-    booted = image.prepare(SUITES[-1], PACKAGES, announce=progress)
+    booted = image.prepare(SUITES[-1], announce=progress)
     guessed = 100 * (1 - 1 / CLIENTS)
     figures = []
     for proxy in PROXIES:

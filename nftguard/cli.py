@@ -122,7 +122,7 @@ def check(ctx: click.Context, as_json: bool) -> None:
 def plan(ctx: click.Context, exit_code: bool, as_json: bool) -> None:
     """What would `apply` change? Prints the nft script that it would run.
 
-    The script is one transaction: the kernel takes all of it or nothing. Nothing is printed when nothing would change.
+    The script is one transaction: the kernel takes all of it or nothing. It is empty when nothing would change.
     """
     from nftguard.desired import wanted
     from nftguard.nftscript import script, shown
@@ -140,6 +140,8 @@ def plan(ctx: click.Context, exit_code: bool, as_json: bool) -> None:
         screen.complain(found.problems)
         if changes:
             screen.show(shown(changes.found, text, screen.look(sys.stdout)))
+        elif sys.stdout.isatty():
+            click.echo("nothing would change", err=True)
     if exit_code and changes:
         sys.exit(1)
 

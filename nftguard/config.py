@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
-"""What to do about a file that cannot be read, where --config is what names it."""
 MAX_PREFIX = 127  # bytes; NF_LOG_PREFIXLEN - 1, linux/include/uapi/linux/netfilter/nf_log.h
 
 

@@ -45,7 +45,7 @@ class Daemon:
         self._surroundings = Surroundings(
             lambda: self._recorder.attribution.tree, self._names, trouble=lambda: self._recorder.attribution.problem
         )
-        self._keeper = Keeper(path, kernel, self._surroundings)
+        self._keeper = Keeper(path, kernel, self._surroundings, self._on_ruleset)
         self._pace, self._bulletin, self._book = self._keeper.pace, self._keeper.bulletin, self._keeper.book
         self._trials = Trials(path, self._keeper)
         self._selector = selectors.DefaultSelector()

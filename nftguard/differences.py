@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nftguard.model import Base, Chain, DynamicSet, Map, Table
     from nftguard.ports import Ports
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _SLACK = 5  # seconds between two ends that count as one
 
@@ -62,7 +62,7 @@ def _map_differences(live: Map, desired: Map) -> Iterator[str]:
     yield from (f"map {live.name} leads port {ports} elsewhere" for ports in moved)
 
 
-def apart(have: Mapping[Ports, T], want: Mapping[Ports, T]) -> tuple[list[Ports], list[Ports], list[Ports]]:
+def apart(have: Mapping[Ports, _T], want: Mapping[Ports, _T]) -> tuple[list[Ports], list[Ports], list[Ports]]:
     """List, sorted, the ports that only the one has, that only the other has, and that both have, to other ends."""
     # Of dicts made of dicts, and sets of those, Python takes the hashes over; code of ours would work out each anew,
     # which at 10,000 ports is ten times as long.

@@ -36,13 +36,16 @@ _CHANGES = 100  # kept to find who changed the ruleset; a storm must not fill th
 class Keeper:
     """Keeps one policy in force: that of the configuration, or the last good one while that is refused.
 
-    For a while another may be in force instead: `put`, and then `accept` or `back`.
+    For a while another may be in force instead: `put`, and then `accept` or `back`. `listen` reads for `changed`.
     """
 
-    def __init__(self, path: Path, kernel: Kernel, surroundings: Surroundings) -> None:
+    def __init__(
+        self, path: Path, kernel: Kernel, surroundings: Surroundings, listen: Callable[[], object] = lambda: None
+    ) -> None:
         self._path = path
         self._kernel = kernel
         self._surroundings = surroundings
+        self._listen = listen
         self._changes: list[Change] = []
         self.pace = Pace(time.monotonic, Config().service.resync)
         self.bulletin = Bulletin()
@@ -158,13 +161,23 @@ class Keeper:
             if causes != {Cause.ALLOWANCE}:
                 self.bulletin.followed(outcome, _told(causes))
         elif outcome.plan:
-            change = next((change for change in changes if change.pid and not _ours(change)), None)
+            change = _foreign(changes) or self._late()
             self.pace.repaired()
             self.bulletin.mended(causes, change)
             if self.pace.fighting:
                 self.bulletin.fought(self.pace.repairs, change)
             else:
                 self.bulletin.repaired(outcome, _told(causes), change)
+
+    def _late(self) -> Change | None:
+        """Find a change that came after this pass had its events, and before it read the table."""
+        if self.pace.fighting:
+            return None  # who it is has been told
+        self._listen()
+        # What follows our repair is for the next pass.
+        end = max((at for at, change in enumerate(self._changes, 1) if _ours(change)), default=0)
+        before, self._changes = self._changes[:end], self._changes[end:]
+        return _foreign(before)
 
     def _applied(self, outcome: Outcome, causes: frozenset[Cause]) -> None:
         summary = status.summary(self.bulletin.desired)
@@ -269,6 +282,10 @@ class Keeper:
             host, totals = self._surroundings.host(self.good.config), self._totals()
             lastgood.save(replace(self.good, counters=totals), self._kernel.features, host)
             self._saved = totals
+
+
+def _foreign(changes: list[Change]) -> Change | None:
+    return next((change for change in changes if change.pid and not _ours(change)), None)
 
 
 def _ours(change: Change) -> bool:

@@ -169,7 +169,7 @@ def _daemon(daemon: Mapping[str, Any] | None, now: float) -> list[str]:
         lines.append(f"lost: {daemon['attempts_lost']} attempts, {daemon['records_dropped']} records")
     if last := daemon["last_attempt"]:
         lines.append(f"last attempt: {_ago(last['at'], now)}, {last['text']}")
-    return [*lines, *([f"daemon: suspended, {daemon['suspended']}"] if daemon["suspended"] else [])]
+    return [*lines, *([f"suspended: {daemon['suspended']}"] if daemon["suspended"] else [])]
 
 
 def _table(rows: Iterable[Mapping[str, Any]], now: float, look: Look) -> list[str]:

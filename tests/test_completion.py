@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
+from nftguard import complete
+from nftguard.cli import cli
 from tests.shell import CLEAR, Shell
 
 ROOT = Path(__file__).parent.parent
@@ -148,18 +151,20 @@ def test_nothing_is_made_up(folder: Path, line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "left"),
     [
-        'block = 7\n[log]\ntarget = "',
-        "block = 7\n",
-        "\x00\xff",
-        '[[block]]\nname = "\\u001b[2J"\nports = 5\n[[block]]\nname = ["a"]\n',
-        "[[block]]\nports = " + "[" * 5000 + "]" * 5000,
+        ('block = 7\n[log]\ntarget = "', ["web-too"]),
+        ("block = 7\n", []),
+        ("\x00\xff", ["web-too"]),
+        ('[[block]]\nname = "\\u001b[2J"\nports = 5\n[[block]]\nname = ["a"]\n', ["web-too"]),
+        ("[[block]]\nports = " + "[" * 5000 + "]" * 5000, ["web-too"]),
     ],
 )
-def test_a_broken_configuration_completes_nothing_and_says_nothing(folder: Path, text: str) -> None:
+def test_a_broken_file_completes_nothing_and_says_nothing_and_the_others_count(
+    folder: Path, text: str, left: list[str]
+) -> None:
     (folder / "own.toml").write_text(text, encoding="latin-1")
-    assert words(folder, "nftguard --config own.toml status ") in ([], ["web-too"])
+    assert words(folder, "nftguard --config own.toml status ") == left
     found = words(folder, "nftguard --config own.toml allow ")
     assert all(word.isprintable() for word in found)
     assert words(folder, "nftguard --config nosuch.toml status ") == []
@@ -180,6 +185,20 @@ def test_a_configuration_that_may_not_be_read_completes_nothing_and_says_nothing
         cwd="/",
     )
     assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
+def test_units_are_those_that_run_or_have_a_file_if_their_names_are_plain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, files = tmp_path / "running", tmp_path / "files"
+    for name in ("invocation:run-1.scope", "invocation:ssh.service", "invocation:x;\x1b[2J.service"):
+        (running / name).mkdir(parents=True)
+    for name in ("ssh.service", "web.service", "getty@.service", "notes.txt", "a b.service"):
+        (files / name).mkdir(parents=True)
+    monkeypatch.setattr(complete, "RUNNING", running)
+    monkeypatch.setattr(complete, "UNITS", (files, tmp_path / "none"))
+    found = complete.units(click.Context(cli), click.Argument(["unit"]), "")
+    assert [item.value for item in found] == ["run-1.scope", "ssh.service", "web.service"]
 
 
 def test_nothing_heavy_is_imported(folder: Path) -> None:

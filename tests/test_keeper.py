@@ -141,6 +141,7 @@ def test_a_refused_reload_still_mends_what_is_broken_meanwhile(
     assert kernel.table == before
     assert state(guard) is State.DEGRADED
     assert "DEGRADED: the new configuration is refused" in guard.bulletin.sentence()
+    assert guard.bulletin.tally.repairs == {"ruleset": 1}, "not that the reload had anything to repair"
 
 
 def test_a_start_with_a_broken_file_puts_the_last_good_policy_in_force(
@@ -237,6 +238,32 @@ def test_own_transactions_are_not_blamed(guard: Keeper, kernel: Told, console: i
     guard.changed([Change(0.0, os.getpid(), "python"), Change(0.0, 99, "nftguard"), Change(0.0, 77, "culprit")])
     run(guard)
     assert "changed by culprit (process 77)" in console.getvalue()
+
+
+def test_who_was_too_late_for_the_events_of_a_pass_is_blamed_all_the_same(
+    kernel: Told, config_file: Path, folders: Path, console: io.StringIO
+) -> None:
+    assert folders.exists()
+    journal.configure(console)
+    said: list[Change] = []
+
+    def listen() -> None:
+        keeper.changed(said)
+        said.clear()
+
+    keeper = Keeper(config_file, kernel, Surroundings(), listen)
+    run(keeper, Cause.START)
+    own = Change(1.0, os.getpid(), "nftguard")
+    for first, second in (("foe", "friend"), ("friend", "nobody")):
+        keeper.changed([own])
+        kernel.table = None
+        said[:] = [own, Change(1.0, 5, first), own, Change(1.0, 6, second)]
+        keeper.run()
+        assert f"changed by {first} (process 5)" in console.getvalue()
+        assert f"changed by {second} (process 6)" not in console.getvalue()
+        kernel.table = None
+        keeper.run()
+        assert f"changed by {second} (process 6)" in console.getvalue()
 
 
 def test_nobody_is_blamed_where_events_were_lost(guard: Keeper, kernel: Told, console: io.StringIO) -> None:

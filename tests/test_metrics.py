@@ -130,6 +130,19 @@ def test_repairs_are_counted_by_what_led_to_them_and_how_long_it_took(
     assert 0 < value(found, "repair_gap_seconds_sum") < 60
 
 
+def test_a_page_is_made_anew_once_in_a_while_and_not_for_every_client(
+    keeper: Keeper, word: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper.bulletin.tell()
+    monkeypatch.setattr(page, "_LASTS", 60.0)
+    asked = page.Page(word)
+    first = asked.get("")
+    word.unlink()
+    assert asked.get("") == first
+    monkeypatch.setattr(page, "_LASTS", 0.0)
+    assert asked.get("") != first
+
+
 def test_repairs_in_a_fight_are_counted_all_the_same(keeper: Keeper, kernel: FakeKernel, word: Path) -> None:
     for _ in range(30):
         kernel.table = None
@@ -280,6 +293,8 @@ def test_without_a_daemon_it_is_down_and_says_why(word: Path) -> None:
         (lambda found: found | {"daemon": None}, "unreadable"),
         (lambda found: found | {"daemon": found["daemon"] | {"counts": {}}}, "unreadable"),
         (lambda found: found | {"at": "now"}, "unreadable"),
+        (lambda found: found | {"at": 10**400}, "unreadable"),
+        (lambda found: found | {"stale_after": float("nan")}, "stale"),
     ],
 )
 def test_a_word_that_does_not_count_says_why(word: Path, how: Callable[[dict[str, Any]], object], problem: str) -> None:
@@ -394,6 +409,16 @@ def test_it_speaks_openmetrics_to_who_asks_for_it(served: Served) -> None:
     assert served.ask(question)[1].endswith("# EOF\n")
 
 
+def test_there_are_two_formats_whatever_a_client_makes_up(keeper: Keeper, word: Path) -> None:
+    keeper.bulletin.tell()
+    asked = page.Page(word)
+    kind = "application/openmetrics-text"
+    for number in ("", ";version=1.0.0", ";version=x", ";version=1.0.7", ";version=9" * 9, ";escaping=dots"):
+        assert asked.get(f"{kind}{number}, text/plain")[0] == asked.get(kind)[0]
+    for other in ("", "*/*", "text/plain;version=x", "text/plain;version=7.0.0", "\xb2"):
+        assert asked.get(other)[0] == asked.get("")[0] != asked.get(kind)[0]
+
+
 @pytest.mark.parametrize(
     ("question", "status"),
     [
@@ -429,6 +454,24 @@ def test_clients_that_say_nothing_keep_nobody_out(served: Served) -> None:
         assert value(served.scrape(), "up") == 1
         assert len(list(Path(f"/proc/{served.process.pid}/fd").iterdir())) < 50
     assert resident() - before < 20_000, "kB"
+
+
+def test_a_crowd_that_comes_at_once_does_not_use_up_the_descriptors(netns: Namespace, word: Path) -> None:
+    before = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (96, 96))"
+    with Served(netns, word, f"127.0.0.1:{_PORT}", before=before) as served, contextlib.ExitStack() as stack:
+        served.process.send_signal(signal.SIGSTOP)
+        with served.netns.entered():
+            for _ in range(300):
+                sock = stack.enter_context(socket.socket())
+                sock.setblocking(False)
+                sock.connect_ex(("127.0.0.1", _PORT))
+        served.process.send_signal(signal.SIGCONT)
+        stack.close()
+        assert value(served.scrape(), "up") == 0
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(10) == 0
+        assert served.process.stderr
+        assert served.process.stderr.read() == ""
 
 
 def test_a_client_that_takes_too_long_is_let_go(netns: Namespace, keeper: Keeper, word: Path) -> None:
@@ -481,6 +524,12 @@ def test_a_socket_that_was_left_behind_is_taken_over_and_a_file_is_not(
     with Served(netns, word, f"unix:{tmp_path}/socket") as served:
         assert value(served.scrape(f"{tmp_path}/socket"), "up") == 1
         assert (tmp_path / "socket").stat().st_mode & 0o777 == 0o666
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as waiting:
+        busy.bind(f"{tmp_path}/busy")
+        busy.listen(0)
+        waiting.connect(f"{tmp_path}/busy")  # no other finds room
+        assert cli(netns, tmp_path / "none", "metrics", "--listen", f"unix:{tmp_path}/busy").returncode == 1
+        assert (tmp_path / "busy").exists()
     (tmp_path / "file").write_text("mine")
     done = cli(netns, tmp_path / "none", "metrics", "--listen", f"unix:{tmp_path}/file")
     assert done.returncode == 1
@@ -536,7 +585,8 @@ def test_the_daemon_counts_attempts_repairs_and_what_is_not_logged(
         netns.run(sys.executable, "-S", "-c", sending)
 
         def packets() -> float:
-            return value(samples(page.text(word)), "blocked_packets_total", **place)
+            # The daemon says READY before its first word is there.
+            return samples(page.text(word)).get(("nftguard_blocked_packets_total", frozenset(place.items())), 0)
 
         guard.until(packets, "the packet that nothing but a counter saw")
         netns.nft("delete table inet nftguard")

@@ -53,6 +53,11 @@ def test_no_library_but_those_of_the_program_is_needed_from_the_distribution() -
     )
 
 
+def test_services_have_names_wherever_it_is_installed() -> None:
+    """A Debian's base has /etc/services already where the tests boot it, so that no installation would show it."""
+    assert re.search(r"^ +netbase,$", (DEBIAN / "control").read_text(), re.MULTILINE)
+
+
 def test_removal_stops_every_unit() -> None:
     script = (DEBIAN / "nftguard.prerm").read_text()
     assert [unit for unit in UNITS if not re.search(rf"\s{re.escape(unit)}\s", script)] == []

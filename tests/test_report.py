@@ -82,7 +82,7 @@ def test_what_is_not_summed_up_yet_is_open() -> None:
         blocked(NOW - 100, UNIT="b.service"),
     )
     assert found.open == 2
-    assert "2 attempts still open" in drawn(found)
+    assert "2 attempts not over for 150 s yet" in drawn(found)
 
 
 def test_a_summary_closes_the_attempts_of_its_account_alone() -> None:

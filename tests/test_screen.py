@@ -260,6 +260,7 @@ def test_a_wait_is_shown_on_a_terminal_alone_and_leaves_nothing_behind(
         monkeypatch.setattr("sys.stderr", stream)
         with screen.Wait("trying the ports") as wait:
             wait.step(12, 4000)
+            assert wait._thread.is_alive() is terminal
             end = time.monotonic() + PATIENCE
             while terminal and b"12 of 4,000, " not in told:
                 assert time.monotonic() < end, told

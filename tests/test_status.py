@@ -132,7 +132,7 @@ def test_the_picture_fits_80_columns_and_says_everything() -> None:
     assert "lost: 3 attempts, 4 records" in lines
     assert "last attempt: 2 h ago, tcp 203.0.113.7:25 from ss-server (shadowsocks.service," in lines
     assert "  uid 998); very likely for its client 198.51.100.4" in lines
-    assert "daemon: suspended, until 10:00:00" in lines
+    assert "suspended: until 10:00:00" in lines
     assert max(map(len, lines)) <= 80
     assert "last attempt: 2 h ago, " + text in render(found), "in a pipe, one line that grep finds"
     row = next(line for line in lines if line.startswith("mail"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +116,9 @@ def test_the_early_way_in_imports_next_to_nothing() -> None:
 
 def test_every_module_says_what_it_is() -> None:
     assert all(map(summary, SOURCES.rglob("*.py")))
+
+
+def test_every_module_has_its_room_in_the_documentation() -> None:
+    page = (SOURCES.parent / "docs/architecture.md").read_text(encoding="utf-8")
+    rooms = set(re.findall(r"`(\w+)[`./]", page.partition("\n## The table")[0]))
+    assert {path.stem for path in SOURCES.rglob("*.py")} - {"__init__"} <= rooms

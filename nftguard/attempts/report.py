@@ -197,7 +197,8 @@ class Report:
         if left := named[top:] if top is not None else []:
             lines.append(f"{sum(row.attempts for _, row in left):>9,} {'':11}  and {len(left):,} more (--all)")
         if rows:
-            lines += ["", f"{many(self.attempts, 'attempt')}, {many(self.packets, 'packet')}"]
+            packets = f", {many(self.packets, 'packet')}" if self.packets or not self.open else ""
+            lines += ["", f"{many(self.attempts, 'attempt')}{packets}"]
         return [*lines, *(part for note in self._notes() for part in look.fold(note))]
 
     def _about(self, row: Row) -> list[str]:
@@ -215,8 +216,8 @@ class Report:
 
     def _notes(self) -> list[str]:
         notes = [
-            (self.open, "attempt", "still open: not all of their packets are summed up"),
-            (self.unseen, "more packet", "counted, not seen one by one: a flood, or replies (docs/journal.md)"),
+            (self.open, "attempt", "not over for 150 s yet: not all of their packets are summed up"),
+            (self.unseen, "more packet", "counted, not seen one by one: a flood, or replies (see nftguard(8))"),
             (self.lost, "attempt", "not told: too many at once, or malformed"),
             (self.dropped, "record", "dropped while journald took none"),
             (self.missing, "record", "missing from the journal: its rate limit or storage, journald.conf(5)"),

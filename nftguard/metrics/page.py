@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 _LASTS = 1.0  # seconds: whoever asks more often costs no more
+_OPEN = "application/openmetrics-text"
 
 
 class _Guard(Collector):
@@ -52,7 +53,8 @@ class Page:
 
     def get(self, accept: str) -> tuple[str, bytes]:
         """Give content type and content for what a client accepts, as its header says."""
-        encode, kind = choose_encoder(accept)
+        # Only these two: prometheus_client repeats a version that the client made up, or raises on it.
+        encode, kind = choose_encoder(f"{_OPEN}; version=1.0.0" if _OPEN in accept else "")
         made_at, content = self._made.get(kind, (float("-inf"), b""))
         if time.monotonic() - made_at >= _LASTS:
             content = encode(self._registry)

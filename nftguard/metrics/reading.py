@@ -23,7 +23,7 @@ def read(path: Path, now: float) -> Word:
         document = json.loads(data)
         if document["version"] != __version__:
             return Word(problem=Problem.VERSION)
-        at, stale = float(document["at"]), now > float(document["stale_after"])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        at, stale = float(document["at"]), not now <= float(document["stale_after"])
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
         return Word(problem=Problem.UNREADABLE)
     return Word(problem=Problem.STALE, at=at) if stale else Word(document, at=at)

@@ -37,7 +37,7 @@ def families(word: Word) -> list[Metric]:
     if not problem:
         try:
             found = [*_standing(word.document), *_counted(word.document["ports"]), *_daemon(word.document)]
-        except (LookupError, TypeError, ValueError, AttributeError):
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
             problem = Problem.UNREADABLE
     up = _gauge(
         "up", "Whether the guard's last word is there and counts; it does not tell whether anything is blocked."

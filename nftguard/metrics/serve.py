@@ -7,6 +7,7 @@ go in the end; where too many are connected, the one that has been for longest i
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import os
 import signal
@@ -38,7 +39,7 @@ def listen(where: str) -> socket.socket:
         host, port = _endpoint(where)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            return socket.create_server((host, port), family=family, backlog=64)
+            return socket.create_server((host, port), family=family)
         except OSError as error:
             raise NftguardError(_refused(where, error)) from None
     path = Path(where.removeprefix(_UNIX))
@@ -49,7 +50,7 @@ def listen(where: str) -> socket.socket:
         _clear(path)
         sock.bind(str(path))
         path.chmod(0o666)  # it tells no more than status.json, which everybody may read
-        sock.listen(64)
+        sock.listen()
     except OSError as error:
         sock.close()
         raise NftguardError(_refused(where, error)) from None
@@ -77,8 +78,8 @@ def _clear(path: Path) -> None:
             return  # bind() says that the name is taken
         with socket.socket(socket.AF_UNIX) as other:
             other.settimeout(1)
-            if other.connect_ex(str(path)) == 0:
-                return
+            if other.connect_ex(str(path)) != errno.ECONNREFUSED:
+                return  # a queue of clients that is full is EAGAIN
         path.unlink()
 
 
@@ -112,7 +113,10 @@ class _Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, end.set)
-        servers = [await asyncio.start_server(self._attend, sock=sock.dup(), limit=_HEAD) for sock in sockets]
+        # As many are also taken at once: of more the descriptors could run out, before the first is let go.
+        servers = [
+            await asyncio.start_server(self._attend, sock=sock.dup(), limit=_HEAD, backlog=CLIENTS) for sock in sockets
+        ]
         ready()
         await end.wait()
         for server in servers:

@@ -86,6 +86,7 @@ def _finish(root: Path) -> None:
     (root / "srv/apt/Packages").write_text(_index(root / "srv/apt"))
     chroot(root, "apt-get", "--quiet", "update")
     chroot(root, "systemctl", "--quiet", "enable", "systemd-networkd.service")
+    chroot(root, "systemctl", "--quiet", "disable", "microsocks.service", "shadowsocks-libev.service")
     # What a package's timer might do to a machine in the midst of a test.
     chroot(root, "systemctl", "--quiet", "mask", "apt-daily.timer", "apt-daily-upgrade.timer")
     for folder in ("etc", "var"):  # else systemd takes the first boot for one after an upgrade of /usr

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 CLIENTS = 50
 ATTEMPTS = 7
-PACKAGES = ("microsocks", "shadowsocks-libev")
 PROXIES = ("microsocks", "ss-server")
 SURE = 0.8
 

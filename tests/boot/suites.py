@@ -33,15 +33,19 @@ class Suite:
 PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "udev", "kmod", "procps"),
     *("iproute2", "nftables", "iptables", "conntrack", "libcap2-bin"),
-    *("passwd", "python3"),
+    *("passwd", "login", "libpam-systemd", "dbus-user-session", "python3"),
+    *("microsocks", "shadowsocks-libev"),
 )
-"""What every machine has, besides Debian's essential packages and apt."""
+"""What every machine has, besides Debian's essential packages and apt: users can log in, and proxies be started.
+
+All in one, for a base of their own each would take half a minute."""
 
 NEEDS = ("netbase", "python3-nftables", "python3-systemd")
 """What nftguard's package needs on every release, besides those."""
 
-AT_HAND = ("firewalld", "ufw", "go-md2man", "make", "python3-apt", "python3-venv")
-"""What else can be installed from a machine's own repository: other firewalls, and what `make install` uses."""
+AT_HAND = ("firewalld", "ufw", "go-md2man", "make", "python3-venv", "python3-apt", "prometheus")
+"""What else can be installed from a machine's own repository: other firewalls, what `make install` and Ansible use, and
+who scrapes."""
 
 BOOKWORM = Suite("bookworm", 12, systemd="252", nft="1.0.6", needs=(), venv=True)
 TRIXIE = Suite(

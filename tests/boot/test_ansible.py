@@ -123,6 +123,9 @@ def test_the_role_makes_a_host_what_its_variables_say_once_and_never_worse(bare:
         assert refused.exit != 0
         assert "unknown key; did you mean 'ports'?" in refused.output
         assert etc(machine) == settled
+        astray = player.play(**wanted, nftguard_dropins=[{"name": "../web", "state": "absent"}])
+        assert astray.exit != 0
+        assert "the name of a drop-in" in astray.output
 
         pid = status(machine)["daemon"]["pid"]
         right = [{"name": "web", "blocks": [{"name": "web", "ports": [8025]}]}]

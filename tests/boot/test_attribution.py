@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nftguard.names import clean, shown
-from tests.boot import image as images
 from tests.boot.machine import Machine
 from tests.boot.waiting import wait_until
 
@@ -19,10 +18,9 @@ if TYPE_CHECKING:
 
     from tests.boot.image import Image
 
-# The time to build the image, which is the first test's, is in it.
+# Of the long ones, one takes minutes.
 pytestmark = pytest.mark.timeout(900)
 
-PACKAGES = ("libpam-systemd", "dbus-user-session", "passwd", "login")
 CONFIG = """
 [[block]]
 name = "dropped"
@@ -94,7 +92,7 @@ CASES = len(FAMILIES) * 2 * len(WAYS)
 @pytest.fixture(scope="module")
 def place(image: Image) -> Iterator[Machine]:
     """A machine with users who can log in, and with the service started."""
-    with Machine(images.prepare(image.suite, PACKAGES)) as machine:
+    with Machine(image) as machine:
         machine.write_file("/etc/nftguard.toml", CONFIG)
         machine.write_file(SENDER, _SENDER)
         machine.run(["install", "-d", "-m", "1777", "/run/sent"])

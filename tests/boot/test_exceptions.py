@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from tests.boot import image as images
 from tests.boot.machine import Machine
 from tests.boot.test_service import events, status
 from tests.boot.waiting import wait_until
@@ -22,10 +21,9 @@ if TYPE_CHECKING:
 
     from tests.boot.image import Image
 
-# The time to build the image, which is the first test's, is in it.
+# Of the long ones, one takes minutes.
 pytestmark = pytest.mark.timeout(900)
 
-PACKAGES = ("libpam-systemd", "dbus-user-session", "passwd", "login")  # as in test_attribution: one image for both
 CONFIG = """
 [[block]]
 name = "mail"
@@ -191,7 +189,7 @@ def watched(machine: Machine) -> Iterator[Arrivals]:
 @pytest.fixture(scope="module")
 def place(image: Image) -> Iterator[Machine]:
     """A machine with the configuration, those who never get through at work, and the service not started."""
-    with Machine(images.prepare(image.suite, PACKAGES)) as machine:
+    with Machine(image) as machine:
         machine.write_file("/etc/nftguard.toml", CONFIG)
         for path, text in ((SENDER, _SENDER), (LIAR, _LIAR), (CLOSER, _CLOSER)):
             machine.write_file(path, text)

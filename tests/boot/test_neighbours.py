@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.boot import image as images
 from tests.boot.machine import Machine
 from tests.boot.test_service import events, status
 from tests.boot.waiting import wait_until
@@ -17,9 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.boot.image import Image
-
-# The time to build the images, which is the first tests', is in it.
-pytestmark = pytest.mark.timeout(900)
 
 _WITHIN = 3.0  # seconds
 
@@ -70,7 +66,7 @@ class Neighbour:
     """Another firewall."""
 
     unit: str
-    packages: tuple[str, ...] = ()
+    package: str = ""
     setup: str = ""
     """What makes it one, after its installation."""
     signs: tuple[str, ...] = ()
@@ -82,10 +78,10 @@ class Neighbour:
 
 _NEIGHBOURS = (
     Neighbour("nftables", signs=("table inet filter", "hook forward priority filter; policy accept;")),
-    Neighbour("firewalld", ("firewalld",), signs=("table inet firewalld", "chain filter_INPUT")),
+    Neighbour("firewalld", "firewalld", signs=("table inet firewalld", "chain filter_INPUT")),
     Neighbour(
         "ufw",
-        ("ufw",),
+        "ufw",
         # Its user would open the very port that we block.
         setup="ufw allow out 25/tcp >/dev/null; ufw --force enable >/dev/null; systemctl stop ufw",
         signs=("chain ufw-before-output", "-A ufw-user-output -p tcp -m tcp --dport 25 -j ACCEPT", "-P INPUT DROP"),
@@ -102,12 +98,6 @@ _NEIGHBOURS = (
 )
 
 
-@pytest.fixture(scope="session")
-def neighbour_images(image: Image) -> dict[Neighbour, Image]:
-    """The release's images, with each neighbour's package."""
-    return {neighbour: images.prepare(image.suite, neighbour.packages) for neighbour in _NEIGHBOURS}
-
-
 @pytest.fixture(scope="module", params=_NEIGHBOURS, ids=str)
 def neighbour(request: pytest.FixtureRequest) -> Neighbour:
     """Another firewall."""
@@ -116,9 +106,11 @@ def neighbour(request: pytest.FixtureRequest) -> Neighbour:
 
 
 @pytest.fixture(scope="module")
-def street(neighbour: Neighbour, neighbour_images: dict[Neighbour, Image]) -> Iterator[Machine]:
+def street(neighbour: Neighbour, image: Image) -> Iterator[Machine]:
     """A machine with the neighbour installed."""
-    with Machine(neighbour_images[neighbour]) as machine:
+    with Machine(image) as machine:
+        if neighbour.package:
+            machine.run(["apt-get", "--yes", "install", neighbour.package], timeout=100)
         machine.run(["sh", "-ec", neighbour.setup or ":"])
         yield machine
 

@@ -120,7 +120,10 @@ def test_from_install_to_purge_it_does_what_it_should_and_leaves_nothing(bare: I
         check_nothing_runs(machine)
 
         machine.run(["sed", "-i", 's/^ports = .*/ports = ["@mail", 4444]/', CONFIG])
-        machine.run(["nftguard", "check"])
+        # What root has installed for himself does not get in its way.
+        for version in ("3.11", "3.13"):
+            machine.write_file(f"/root/.local/lib/python{version}/site-packages/nftables.py", "raise SystemExit(9)")
+        machine.run(["env", "HOME=/root", "nftguard", "check"])
         machine.run(["systemctl", "enable", "--now", "nftguard"])
         for address in ("192.0.2.1", "2001:db8::1"):
             attempt(machine, address)
@@ -172,14 +175,34 @@ def test_removal_lifts_rules_that_a_stop_would_keep_and_those_that_no_daemon_kee
         apt(machine, "remove", "nftguard")
         assert "nftguard" not in machine.run(["nft", "list", "tables"]).stdout
 
-        apt(machine, "install", "/root/nftguard.deb")
+        assert "systemctl start nftguard" in apt(machine, "install", "/root/nftguard.deb")
         assert machine.run(["systemctl", "is-enabled", "nftguard"]).stdout == "enabled\n"
         assert active(machine) == "inactive"
         machine.run(["nftguard", "apply"])
+        # A chroot shares the kernel's rules with the host around it, and has no systemd that runs.
+        script = "mount -t tmpfs tmpfs /run && sh /var/lib/dpkg/info/nftguard.prerm remove"
+        machine.run(["unshare", "--mount", "sh", "-ec", script])
         assert "dport" in table(machine)
         apt(machine, "purge", "nftguard")
         assert table(machine) == ""
         assert machine.run(["ls", "/etc/nftguard.d"], check=False).returncode != 0
+
+
+def test_a_guard_that_may_not_be_stopped_goes_on_and_an_account_that_was_there_stays(bare: Image) -> None:
+    with Machine(bare) as machine:
+        machine.run(["useradd", "--create-home", "nftguard"])
+        apt(machine, "install", "/root/nftguard.deb")
+        machine.run(["systemctl", "enable", "--now", "nftguard"])
+        machine.write_file("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755)
+        assert "systemctl stop nftguard" in apt(machine, "remove", "nftguard")
+        assert active(machine) == "active"
+        assert "dport" in table(machine)
+        machine.run(["ls", "/run/nftguard/status.json"])
+        machine.run(["systemctl", "stop", "nftguard"])
+        assert table(machine) == ""
+        apt(machine, "purge", "nftguard")
+        assert machine.run(["ls", "/run/nftguard"], check=False).returncode != 0
+        machine.run(["getent", "passwd", "nftguard"])
 
 
 @pytest.mark.parametrize("bare", [BOOKWORM], ids=str, indirect=True)

@@ -6,45 +6,26 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.boot import image as images
-from tests.boot.crowd import PACKAGES, PROXIES, Crowd
-from tests.boot.machine import Machine
+from tests.boot.crowd import PROXIES, Crowd
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.boot.image import Image
-
-# The time to build the image, which is the first test's, is in it.
-pytestmark = pytest.mark.timeout(900)
-
-
-@pytest.fixture(scope="module")
-def crowded(image: Image) -> Image:
-    """The release's image, with the proxies installed."""
-    return images.prepare(image.suite, PACKAGES)
-
-
-@pytest.fixture(scope="module")
-def guarded(crowded: Image) -> Iterator[Machine]:
-    """A machine of it."""
-    with Machine(crowded) as machine:
-        yield machine
+    from tests.boot.machine import Machine
 
 
 @pytest.mark.parametrize("runs", [3, pytest.param(10, marks=pytest.mark.long)])
 @pytest.mark.parametrize("proxy", [PROXIES[0], *(pytest.param(name, marks=pytest.mark.long) for name in PROXIES[1:])])
 def test_the_client_behind_a_proxys_attempts_is_named_after_seven(
-    guarded: Machine, crowded: Image, proxy: str, runs: int
+    shared_machine: Machine, image: Image, proxy: str, runs: int
 ) -> None:
-    crowd = Crowd(guarded, crowded, proxy)
+    crowd = Crowd(shared_machine, image, proxy)
     outcomes = [crowd.run(seed) for seed in range(runs)]
     assert min(outcome.rate for outcome in outcomes) > 10, "else the clients were not busy"
     assert [outcome for outcome in outcomes if outcome.wrong] == []
     assert sum(outcome.right for outcome in outcomes) >= runs - 1, outcomes
 
 
-def test_two_clients_who_always_act_together_are_not_told_apart(guarded: Machine, crowded: Image) -> None:
-    crowd = Crowd(guarded, crowded, "microsocks")
+def test_two_clients_who_always_act_together_are_not_told_apart(shared_machine: Machine, image: Image) -> None:
+    crowd = Crowd(shared_machine, image, "microsocks")
     outcomes = [crowd.run(seed, together=2) for seed in range(2)]
     assert [outcome for outcome in outcomes if outcome.right or outcome.wrong] == []

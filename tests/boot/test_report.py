@@ -206,7 +206,7 @@ def test_a_report_sums_up_who_tried(writing: Machine) -> None:
     names = ("attempts", "packets", "open", "unseen_packets", "attempts_lost", "records_missing")
     assert [found[name] for name in names] == [11, 70, 1, 500, 4, 2]
     text = writing.run(["nftguard", "report", "--by", "program"]).stdout
-    assert "11 attempts, 70 packets\n1 attempt still open" in text
+    assert "11 attempts, 70 packets\n1 attempt not over for 150 s yet" in text
     assert report(writing, "--until", "1 hour ago")["rows"] == []
     assert "none" in writing.run(["nftguard", "report", "--until", "1 hour ago"]).stdout
 
