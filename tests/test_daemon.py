@@ -360,7 +360,7 @@ def test_the_control_socket_is_for_root_alone(guard: Guard, folders: Path) -> No
     path.chmod(0o666)  # even then the peer's credentials are asked for
     fields = {"verb": "remove", "config": str(guard.config), "namespace": guard.namespace}
     request = json.dumps(fields).encode()
-    for parent in [*path.parents][:4]:
+    for parent in [*path.parents][:-2]:  # all below /tmp; pytest-xdist has one more
         with suppress(PermissionError):
             parent.chmod(parent.stat().st_mode | 0o055)
     code = (
