@@ -22,11 +22,13 @@ setup: .venv/.run
 run: setup
 	$(BIN)/nftguard --config conf/nftguard.toml run
 
-# Booted machines wait more than they work, so each Debian has a process of its own; what they say comes at the end. The
-# other tests come before them: some look at what a daemon does when nothing happens. A shell has what it puts into the
-# background ignore SIGINT, and so would all that they start.
-test: .venv/.test check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/vm --ignore=tests/boot
+# Booted machines wait more than they work, so each Debian has a process of its own; what they say comes at the end. Their
+# images are built beside the other tests, which come before them: some look at what a daemon does when nothing happens.
+# A shell has what it puts into the background ignore SIGINT, and so would all that they start.
+test: .venv/.test
+	@$(BIN)/python -m tests.boot.image & images=$$!; \
+	$(MAKE) check && $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/vm --ignore=tests/boot; \
+	failed=$$?; wait $$images; exit $$failed
 	@booted="env --default-signal=INT $(BIN)/python -m pytest tests/boot"; \
 	$$booted -k debian12 >.boot12.log 2>&1 & old=$$!; \
 	failed=0; $$booted -k 'not debian12' || failed=1; \

@@ -315,11 +315,11 @@ def test_with_the_drop_in_the_very_process_is_named(place: Machine) -> None:
 
 
 UNITS = 50
-UNKNOWN = 0.01  # the share of attempts whose unit, session or container may stay unknown
 
 
-@pytest.mark.parametrize("each", [20, pytest.param(200, marks=pytest.mark.long)])
-def test_of_mixed_attempts_from_fifty_units_none_is_attributed_wrongly(place: Machine, each: int) -> None:
+# The share of attempts whose unit, session or container may stay unknown: more where another Debian is at work beside.
+@pytest.mark.parametrize(("each", "most"), [(20, 0.05), pytest.param(200, 0.01, marks=pytest.mark.long)])
+def test_of_mixed_attempts_from_fifty_units_none_is_attributed_wrongly(place: Machine, each: int, most: float) -> None:
     """Services with and without a shell, containers and login sessions, of five users, all at the same time."""
     place.run(["systemctl", "restart", "nftguard"])  # what came before is summed up
     daemon = place.run(["systemctl", "show", "-P", "MainPID", "nftguard"]).stdout.strip()
@@ -382,4 +382,4 @@ def test_of_mixed_attempts_from_fifty_units_none_is_attributed_wrongly(place: Ma
     assert total == UNITS * each, figures
     assert set(summed) <= {None, *(path.rpartition("/")[2] for path in truth.values())}
     assert max(count for unit, count in summed.items() if unit) <= each
-    assert unknown <= UNKNOWN, figures
+    assert unknown <= most, figures

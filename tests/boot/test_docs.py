@@ -10,8 +10,11 @@ from tests.boot import docs
 from tests.boot.base import CHECKOUT
 from tests.boot.console import MachineConsole
 from tests.boot.machine import Machine
+from tests.boot.suites import SUITES, TRIXIE
 
 if TYPE_CHECKING:
+    from _pytest.mark import ParameterSet
+
     from tests.boot.image import Image
 
 PAGES = {
@@ -30,12 +33,22 @@ def check(name: str, image: Image) -> None:
     assert not found, "\n\n".join([f"{name} on {image.suite}:", *map(str, found)])
 
 
-@pytest.mark.parametrize("name", INSTALLED)
+def places(names: list[str]) -> list[ParameterSet]:
+    """Give each page and release; all but the README are run on the newer one in test-long alone, for their minute."""
+    later = pytest.mark.long
+    return [
+        pytest.param(name, suite, id=f"{suite}-{name}", marks=later if suite == TRIXIE and name != "README.md" else ())
+        for name in names
+        for suite in SUITES
+    ]
+
+
+@pytest.mark.parametrize(("name", "image"), places(INSTALLED), indirect=["image"])
 def test_what_a_page_shows_is_what_happens(name: str, image: Image) -> None:
     check(name, image)
 
 
-@pytest.mark.parametrize("name", BARE)
+@pytest.mark.parametrize(("name", "bare"), places(BARE), indirect=["bare"])
 def test_what_a_page_shows_is_what_happens_where_nothing_is_installed_yet(name: str, bare: Image) -> None:
     check(name, bare)
 

@@ -126,8 +126,8 @@ def test_nftguard_is_installed_and_not_enabled(shared_machine: Machine) -> None:
 
 def test_nftguard_is_byte_compiled(shared_machine: Machine) -> None:
     script = "import nftguard.__main__ as main, os; print(main.__spec__.cached, os.path.exists(main.__spec__.cached))"
-    python = shared_machine.run(["head", "-n1", "/usr/bin/nftguard"]).stdout.removeprefix("#!").strip()
-    cached, there = shared_machine.run([python, "-c", script]).stdout.split()
+    python = shared_machine.run(["head", "-n1", "/usr/bin/nftguard"]).stdout.removeprefix("#!").split()
+    cached, there = shared_machine.run([*python, "-c", script]).stdout.split()
     assert there == "True", cached
 
 
