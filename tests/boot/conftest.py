@@ -33,14 +33,20 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "boot: boots a real Debian; fails under CI where that cannot be, else is skipped"
     )
+    config.addinivalue_line(
+        "markers", "once(release): shows the same on every Debian, so that only `make test-long` runs it on the others"
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what boots, so that `-m "not boot"` leaves it out."""
+    """Mark what boots, so that `-m "not boot"` leaves it out, and as long what one release shows for all."""
     for item in items:
         if not _IMAGES.keys().isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("boot")
+        once, call = item.get_closest_marker("once"), getattr(item, "callspec", None)
+        if once and call and str(call.params.get("image")) != once.args[0]:
+            item.add_marker("long")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

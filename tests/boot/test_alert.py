@@ -12,6 +12,8 @@ from tests.boot.waiting import wait_until
 if TYPE_CHECKING:
     from tests.boot.machine import Machine
 
+pytestmark = pytest.mark.once("debian12")
+
 _ALERT = "/etc/nftguard.d/alert"
 _TOLD = "/var/lib/nftguard-alert/told"
 _CONNECT = """

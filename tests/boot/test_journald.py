@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tests.boot.machine import Machine
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.once("debian13")]
 
 _CONFIG = '[[block]]\nname = "mail"\nports = [25, {more}]\n'
 _SENDER = "/usr/local/lib/sender.py"

@@ -6,11 +6,15 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.boot.test_service import events, status, table
 from tests.boot.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.boot.machine import Machine
+
+pytestmark = pytest.mark.once("debian12")
 
 CONFIG = """
 [[block]]

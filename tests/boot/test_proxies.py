@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from tests.boot.image import Image
     from tests.boot.machine import Machine
 
+pytestmark = pytest.mark.once("debian12")
+
 
 @pytest.mark.parametrize("runs", [3, pytest.param(10, marks=pytest.mark.long)])
 @pytest.mark.parametrize("proxy", [PROXIES[0], *(pytest.param(name, marks=pytest.mark.long) for name in PROXIES[1:])])

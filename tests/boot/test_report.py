@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from tests.boot.machine import Machine
 
+pytestmark = pytest.mark.once("debian13")
+
 ALICE = 1000
 AS_ALICE = ("setpriv", f"--reuid={ALICE}", f"--regid={ALICE}")
 # Sends what stands in a file of JSON lines to journald, and waits until it is taken.

@@ -14,6 +14,8 @@ from tests.boot.waiting import wait_until
 if TYPE_CHECKING:
     from tests.boot.machine import Machine
 
+pytestmark = pytest.mark.once("debian12")
+
 _NAMES, _ANSWERS = "/run/nftguard/names", "/run/nftguard-resolver/answers.json"
 _RELAY = "smtp.relay.example"
 _ZONE = json.dumps({_RELAY: {"A": ["198.51.100.7"], "AAAA": ["2001:db8::7"]}})
