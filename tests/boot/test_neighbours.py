@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from tests.boot.image import Image
 
+pytestmark = pytest.mark.once("debian12")
+
 _WITHIN = 3.0  # seconds
 
 # Which connections to the peer get an answer (that nobody listens) within 0.3 s.

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from tests.boot.image import Image
 
+pytestmark = pytest.mark.once("debian13")
+
 _STATE = "/var/lib/nftguard"
 _LAST = f"{_STATE}/last.nft"
 _SPARE = "/root/last.nft"

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from tests.boot.machine import Machine
 
+pytestmark = pytest.mark.once("debian13")
+
 _NEW = '[[block]]\nname = "mail"\nports = [25, 26]\n'
 _FILE = "/root/new.toml"
 _DOUBT = f"{CONFIG} was tried and not confirmed"
