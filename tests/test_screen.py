@@ -67,8 +67,13 @@ def squeezed(text: str) -> str:
     return re.sub(r"[\s\\#]", "", SGR.sub("", text))
 
 
+def left(text: str) -> str:
+    """What a terminal shows in the end: progress, where a busy machine took long, is covered."""
+    return text.rpartition("\r")[2]
+
+
 def fits(text: str) -> bool:
-    plain = SGR.sub("", text.rpartition("\r")[2])  # what a progress line left is covered
+    plain = SGR.sub("", left(text))
     return all(line.isprintable() and columns(line) <= 80 for line in plain.split("\n"))
 
 
@@ -100,7 +105,9 @@ def test_every_verb_fits_80_columns_and_is_whole_in_a_pipe(netns: Namespace, con
         assert piped.returncode == code
         assert "\x1b" not in piped.stdout + piped.stderr, verb
         # Numbers differ, of what was counted and how long it took; a narrow table names a block once for all its rows.
-        one, other = (re.sub(f"{LONG}|BLOCK|[0-9]", "", squeezed(text)) for text in (told, piped.stderr + piped.stdout))
+        one, other = (
+            re.sub(f"{LONG}|BLOCK|[0-9]", "", squeezed(text)) for text in (left(told), piped.stderr + piped.stdout)
+        )
         assert sorted(one) == sorted(other), verb
 
     for verb in BEFORE:
