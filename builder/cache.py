@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from builder.system import BuildError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 VARIABLE = "NFTGUARD_BOOT_CACHE"
 """The environment variable that names another folder."""
@@ -55,6 +57,25 @@ def key(parts: Iterable[str | bytes]) -> str:
 def fresh(path: Path, days: float) -> bool:
     """Whether it is there and no older than that. Its change time counts: a file keeps the age it had elsewhere."""
     return path.exists() and time.time() - path.lstat().st_ctime < days * _DAY
+
+
+def kept(kind: str, mark: str, days: float, make: Callable[[Path], None], *, timeout: float = 900.0) -> Path:
+    """Give the folder that `make` makes, made now if there is none of this kind and mark, or it is older than that.
+
+    One process at a time makes one of a kind. Raises BuildError where an old one is still in use, TimeoutError where
+    another process takes longer than `timeout` seconds, and whatever `make` raises.
+    """
+    path = folder() / f"{kind}-{mark}"
+    with lock(kind, timeout=timeout):
+        if not fresh(path, days):
+            part = path.with_name(f"{path.name}.part")
+            discard(part)
+            make(part)
+            if not discard(path):
+                raise BuildError(f"{path} is too old, and somebody still uses it")
+            part.rename(path)
+            discard_old(f"{kind}-*", days)
+    return path
 
 
 @contextmanager

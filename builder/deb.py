@@ -65,18 +65,12 @@ def system(release: Release) -> Path:
     packages = [*_wanted((CHECKOUT / "debian/control").read_text()), "lintian"]
     if release.backport:
         packages.append("python3-pip")
-    name = f"build-{release.name}-{cache.key([*packages, *_LEFT_OUT])}"
-    path = cache.folder() / name
-    with cache.lock(f"build-{release.name}", timeout=_TIMEOUT):
-        if not cache.fresh(path, _DAYS):
-            part = cache.folder() / f"{name}.part"
-            cache.discard(part)
-            debian(release.name, packages, part, left_out=_LEFT_OUT)
-            if not cache.discard(path):
-                raise BuildError(f"{path} is too old, and somebody still builds in it")
-            part.rename(path)
-            cache.discard_old("build-*", _DAYS)
-    return path
+    return cache.kept(
+        f"build-{release.name}",
+        cache.key([*packages, *_LEFT_OUT]),
+        _DAYS,
+        lambda root: debian(release.name, packages, root, left_out=_LEFT_OUT),
+    )
 
 
 def files() -> dict[Path, bytes]:

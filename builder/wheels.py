@@ -20,17 +20,8 @@ def folder(requirements: bytes, python: str) -> Path:
 
     Each is one that the file names by its hash. Raises BuildError and TimeoutError.
     """
-    name = f"wheels-{python}-{cache.key([requirements])}"
-    path = cache.folder() / name
-    with cache.lock("wheels", timeout=_TIMEOUT):
-        if not cache.fresh(path, _DAYS):
-            part = cache.folder() / f"{name}.part"
-            for old in (part, path):
-                cache.discard(old)
-            _fetch(requirements, python, part)
-            part.rename(path)
-            cache.discard_old("wheels-*", _DAYS)
-    return path
+    mark = f"{python}-{cache.key([requirements])}"
+    return cache.kept("wheels", mark, _DAYS, lambda target: _fetch(requirements, python, target), timeout=_TIMEOUT)
 
 
 def _fetch(requirements: bytes, python: str, target: Path) -> None:

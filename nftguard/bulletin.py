@@ -67,7 +67,6 @@ class Bulletin:
         self._followed = 0
         self._tell_every = TELL_EVERY
         self._warned: tuple[str, ...] = ()
-        self._repairs = 0
         self._written_at = 0.0  # seconds on the monotonic clock
         self.passes = 0
         """How often the one path was taken."""
@@ -122,7 +121,6 @@ class Bulletin:
 
     def mended(self, causes: frozenset[Cause], change: Change | None) -> None:
         """Count a repair, which is then recorded by `repaired` or `fought`."""
-        self._repairs += 1
         cause = Cause.RULESET if Cause.RULESET in causes else next(cause for cause in Cause if cause in causes)
         self.tally.mended(cause.name.lower(), time.monotonic() - change.at if change else None)
 
@@ -253,7 +251,7 @@ class Bulletin:
                 "since": self._started,
                 "log": self.log_target,
                 "passes": self.passes,
-                "repairs": self._repairs,
+                "repairs": self.tally.repairs.total(),
                 "attempts": self._attempts,
                 "attempts_lost": self._lost,
                 "last_attempt": {"at": self._last_at, "text": self._last} if self._last else None,

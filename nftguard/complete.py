@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
 
-SERVICES = Path("/etc/services")
 UNITS = (
     *(Path(f"/{at}/systemd/system") for at in ("etc", "run", "usr/local/lib", "usr/lib", "lib")),
     Path("/run/systemd/transient"),
@@ -27,7 +26,6 @@ UNITS = (
 RUNNING = Path("/run/systemd/units")
 """Where it has a link for each that runs, "invocation:" and its name."""
 NETWORK = Path("/sys/class/net")
-_MOST = 1 << 20  # bytes of /etc/services
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*", re.ASCII)
 _INTERFACE = re.compile(r"[A-Za-z0-9_.@-]+", re.ASCII)
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*", re.ASCII)
@@ -158,12 +156,9 @@ def _presets(mark: str) -> dict[str, str]:
 
 def _services() -> dict[str, str]:
     """Give the services in /etc/services, with port and protocol."""
-    try:
-        with SERVICES.open(encoding="utf-8", errors="replace") as stream:
-            lines = [line.split() for line in stream.read(_MOST).splitlines()]
-    except OSError:
-        return {}
-    return {line[0]: line[1] for line in lines if len(line) > 1 and _WORD.fullmatch(line[0])}
+    from nftguard.services import known_services
+
+    return {name: port for name, port in known_services().items() if port and _WORD.fullmatch(name)}
 
 
 def _accounts(file: str) -> list[str]:

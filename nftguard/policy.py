@@ -116,8 +116,7 @@ def counter_key(name: str) -> tuple[str, Hook, Protocol, Ports] | None:
     """Take a counter's name apart into block, hook, protocol and ports; None if it is not one of ours."""
     try:
         block, hook, protocol, ports = name.split(".")
-        first, _, last = ports.partition("-")
-        return block, Hook(hook), Protocol(protocol), Ports(int(first), int(last or first))
+        return block, Hook(hook), Protocol(protocol), Ports.read(ports)
     except ValueError:
         return None
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+K = TypeVar("K")
 
 WIDE = 64
 """From this many ports on, a range stays one element of an interval map, with one counter.
@@ -27,6 +29,12 @@ class Ports(NamedTuple):
         """Give the form that nft, the configuration and reports share: `25` or `6000-6063`."""
         return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
 
+    @classmethod
+    def read(cls, text: str) -> Ports:
+        """Read the form that `str` gives. Raises ValueError."""
+        first, _, last = text.partition("-")
+        return cls(int(first), int(last or first))
+
     @property
     def size(self) -> int:
         """How many ports."""
@@ -36,6 +44,14 @@ class Ports(NamedTuple):
     def wide(self) -> bool:
         """Whether it is kept in an interval map."""
         return self.size >= WIDE
+
+
+def totals(listed: Iterable[tuple[K, Ports]]) -> dict[K, int]:
+    """Count the ports of each place, whatever is listed there twice once."""
+    stretches: dict[K, list[Ports]] = {}
+    for place, ports in listed:
+        stretches.setdefault(place, []).append(ports)
+    return {place: sum(ports.size for ports in merge(found)) for place, found in stretches.items()}
 
 
 def resolve(wanted: Sequence[Ports], unwanted: Sequence[Ports]) -> tuple[Ports, ...]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SERVICES = Path("/etc/services")
+_MOST = 1 << 20  # letters of it
 
 
 def parse(text: object) -> tuple[Ports, ...]:
@@ -59,16 +60,18 @@ def _service(name: str) -> int:
         raise ValueError(f"no service {name!r}; each port is an entry of its own")
     if not SERVICES.exists():
         raise ValueError(f"no service {name!r}: this host has no {SERVICES} (package netbase); write the number")
-    raise ValueError(f"no service {name!r} in {SERVICES}{_nearest(name, known_services())}; write the number")
+    raise ValueError(f"no service {name!r} in {SERVICES}{_nearest(name, sorted(known_services()))}; write the number")
 
 
-def known_services() -> list[str]:
-    """List the names in /etc/services; none where the file is missing."""
+def known_services() -> dict[str, str]:
+    """List the names in /etc/services, each with its port and protocol as they stand there; none without the file."""
     try:
-        lines = SERVICES.read_text(encoding="utf-8", errors="replace").splitlines()
+        with SERVICES.open(encoding="utf-8", errors="replace") as stream:
+            lines = stream.read(_MOST).splitlines()
     except OSError:
-        return []
-    return sorted({line.split()[0] for line in lines if line.strip() and not line.startswith("#")})
+        return {}
+    words = (line.split() for line in lines if line.strip() and not line.startswith("#"))
+    return {name: "".join(rest[:1]) for name, *rest in words}
 
 
 def _nearest(word: str, known: Iterable[str], mark: str = "") -> str:

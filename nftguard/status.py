@@ -11,14 +11,13 @@ from nftguard.allowed import words
 from nftguard.look import PIPE, Look, Role
 from nftguard.model import ORPHAN, OWNED, Chain, Hook, Vmap
 from nftguard.policy import blocked
-from nftguard.ports import merge
+from nftguard.ports import totals
 from nftguard.wording import lasting, local_time, many
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from nftguard.model import Protocol, Table
-    from nftguard.ports import Ports
+    from nftguard.model import Table
 
 
 class State(StrEnum):
@@ -70,10 +69,7 @@ def _leads(chain: Chain) -> bool:
 
 def summary(table: Table) -> str:
     """Say what is blocked in one line: `11 tcp ports blocked on output`."""
-    listed: dict[tuple[Hook, Protocol], list[Ports]] = {}
-    for _, hook, protocol, ports, _ in blocked(table):
-        listed.setdefault((hook, protocol), []).append(ports)
-    counts = {place: sum(ports.size for ports in merge(stretches)) for place, stretches in listed.items()}
+    counts = totals(((hook, protocol), ports) for _, hook, protocol, ports, _ in blocked(table))
     parts = []
     for hook in Hook:
         told = [f"{count:,} {protocol}" for (at, protocol), count in sorted(counts.items()) if at == hook]

@@ -45,16 +45,11 @@ def environment(folder: Path) -> dict[str, str]:
     return {"PATH": path, "HOME": str(folder), "TERM": "dumb", "LANG": "C.UTF-8"}
 
 
-def words(folder: Path, line: str, **more: str) -> list[str]:
-    """What fits behind a line, as nftguard itself tells a shell."""
-    asked = {
-        "_NFTGUARD_COMPLETE": "bash_complete",
-        "COMP_WORDS": line,
-        "COMP_CWORD": str(len(line.split()) - (not line.endswith(" "))),
-    }
+def said_by(argv: list[str], folder: Path, **more: str) -> list[str]:
+    """The lines that a command prints, which has nothing to complain of."""
     done = subprocess.run(
-        [sys.executable, "-m", "nftguard"],
-        env=environment(folder) | asked | more,
+        argv,
+        env=environment(folder) | more,
         cwd=folder,
         capture_output=True,
         text=True,
@@ -62,7 +57,18 @@ def words(folder: Path, line: str, **more: str) -> list[str]:
         check=True,
     )
     assert done.stderr == ""
-    return [word.partition(",")[2] for word in done.stdout.splitlines() if word]
+    return done.stdout.splitlines()
+
+
+def words(folder: Path, line: str, **more: str) -> list[str]:
+    """What fits behind a line, as nftguard itself tells a shell."""
+    asked = {
+        "_NFTGUARD_COMPLETE": "bash_complete",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(line.split()) - (not line.endswith(" "))),
+    }
+    said = said_by([sys.executable, "-m", "nftguard"], folder, **asked, **more)
+    return [word.partition(",")[2] for word in said if word]
 
 
 TYPED = [
@@ -95,17 +101,7 @@ def test_a_real_shell_completes_what_is_typed(folder: Path, name: str) -> None:
 
 def test_fish_completes_what_is_typed(folder: Path) -> None:
     script = "; ".join([f"source {SCRIPTS}/nftguard.fish", *(f"complete -C '{typed}'" for typed, _ in TYPED)])
-    done = subprocess.run(
-        ["fish", "--no-config", "-c", script],
-        env=environment(folder),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert done.stderr == ""
-    found = [line.partition("\t")[0] for line in done.stdout.splitlines()]
+    found = [line.partition("\t")[0] for line in said_by(["fish", "--no-config", "-c", script], folder)]
     assert found == [(typed + rest).split()[-1] for typed, rest in TYPED]
 
 

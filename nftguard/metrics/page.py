@@ -25,9 +25,6 @@ class _Guard(Collector):
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def describe(self) -> Iterable[Metric]:
-        return ()  # else it would be read at the start, too
-
     def collect(self) -> Iterable[Metric]:
         return series.families(reading.read(self._path, time.time()))
 

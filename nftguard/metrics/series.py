@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from nftguard.metrics.word import Problem
 from nftguard.pace import Cause
-from nftguard.ports import Ports, merge
+from nftguard.ports import Ports, totals
 from nftguard.status import State
 
 if TYPE_CHECKING:
@@ -80,12 +80,9 @@ def _standing(document: Mapping[str, Any]) -> Iterable[Metric]:
     blocked = _gauge(
         "ports_blocked", "Ports that are blocked, each counted once, by hook and protocol.", "hook", "protocol"
     )
-    listed: dict[tuple[str, str], list[Ports]] = {}
-    for row in document["ports"]:
-        first, _, last = str(row["port"]).partition("-")
-        listed.setdefault((str(row["hook"]), str(row["protocol"])), []).append(Ports(int(first), int(last or first)))
-    for place, stretches in listed.items():
-        blocked.add_metric(place, sum(ports.size for ports in merge(stretches)))
+    rows = ((str(row["hook"]), str(row["protocol"]), str(row["port"])) for row in document["ports"])
+    for place, count in totals(((hook, protocol), Ports.read(port)) for hook, protocol, port in rows).items():
+        blocked.add_metric(place, count)
     yield blocked
     yield _one("warnings", "What the guard warns of, as `nftguard status` lists it.", len(document["warnings"]))
     yield _one("allowances", "What is allowed for a while, as `nftguard allow` lists it.", len(document["allowed"]))

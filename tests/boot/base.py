@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder import cache, deb
-from builder.system import BuildError, chroot, debian
+from builder.system import chroot, debian
 from tests.boot.suites import AT_HAND, NEEDS, PACKAGES
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 CHECKOUT = deb.CHECKOUT
 
 _DAYS = 20  # systemd-tmpfiles removes what is 30 days old from /var/tmp, file by file
-_TIMEOUT = 900.0
 _MACHINE_ID = "6e667467756172640000000000000001"
 _FILES = {
     "etc/hostname": "machine\n",
@@ -61,21 +60,13 @@ def prepare(suite: Suite, packages: tuple[str, ...], announce: Callable[[str], N
     wanted = sorted({*PACKAGES, *packages})
     at_hand = sorted({*NEEDS, *suite.needs, *AT_HAND})
     key = cache.key([*wanted, "", *at_hand, "", Path(__file__).read_bytes()])
-    name = f"base-{suite.name}-{key}"
-    path = cache.folder() / name
-    with cache.lock(f"base-{suite.name}", timeout=_TIMEOUT):
-        if not cache.fresh(path, _DAYS):
-            announce(f"building a base of {suite}, which takes about a minute")
-            part = cache.folder() / f"{name}.part"
-            cache.discard(part)
-            fetch = _FETCH.format(packages=" ".join(at_hand))
-            debian(suite.name, wanted, part, left_out=_LEFT_OUT, hooks=[fetch])
-            _finish(part)
-            if not cache.discard(path):
-                raise BuildError(f"{path} is too old, and a machine still runs on it")
-            part.rename(path)
-            cache.discard_old("base-*", _DAYS)
-    return path
+
+    def make(root: Path) -> None:
+        announce(f"building a base of {suite}, which takes about a minute")
+        debian(suite.name, wanted, root, left_out=_LEFT_OUT, hooks=[_FETCH.format(packages=" ".join(at_hand))])
+        _finish(root)
+
+    return cache.kept(f"base-{suite.name}", key, _DAYS, make)
 
 
 def _finish(root: Path) -> None:

@@ -34,15 +34,12 @@ def package(suite: Suite) -> Path:
     """Give the package of the checkout as it is now, built if it is not there. Raises BuildError and TimeoutError."""
     sources = deb.files()
     content = [part for file, data in sources.items() for part in (str(file), data)]
-    folder = cache.folder() / f"nftguard-{suite.name}-{cache.key([*content, Path(deb.__file__).read_bytes()])}"
-    with cache.lock(f"nftguard-{suite.name}", timeout=_TIMEOUT):
-        if not folder.exists():
-            part = folder.with_suffix(".part")
-            cache.discard(part)
-            part.mkdir()
-            deb.build(suite.packaged, sources, part)
-            part.rename(folder)
-            cache.discard_old("nftguard-*", _DAYS)
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        deb.build(suite.packaged, sources, folder)
+
+    folder = cache.kept(f"nftguard-{suite.name}", cache.key([*content, Path(deb.__file__).read_bytes()]), _DAYS, make)
     [found] = folder.glob("*.deb")
     return found
 

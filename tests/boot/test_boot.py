@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.boot.test_service import events, status, table
+from tests.boot.units import shown
 from tests.boot.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -106,13 +107,9 @@ def shape(machine: Machine) -> str:
     return re.sub(r"packets \d+ bytes \d+", "", table(machine))
 
 
-def show(machine: Machine, unit: str, name: str) -> str:
-    return machine.run(["systemctl", "show", "-P", name, unit]).stdout.strip()
-
-
 def moment(machine: Machine, unit: str, name: str) -> int:
     """Give one of a unit's timestamps, in µs; 0 for never."""
-    return int(show(machine, unit, f"{name}TimestampMonotonic"))
+    return int(shown(machine, unit, f"{name}TimestampMonotonic"))
 
 
 def code(machine: Machine) -> int:
@@ -137,7 +134,7 @@ def test_the_rules_are_live_before_the_network_and_before_the_first_address(guar
     told = moment(guarded, "nftguard-boot.service", "ActiveEnter")
     network = moment(guarded, "network-pre.target", "ActiveEnter")
     assert 0 < loaded <= told <= network < moment(guarded, "systemd-networkd.service", "ExecMainStart")
-    assert show(guarded, "nftguard-boot.service", "ExecMainStatus") == "0"
+    assert shown(guarded, "nftguard-boot.service", "ExecMainStatus") == "0"
 
     probed = guarded.run(["cat", "/run/probe"]).stdout
     assert "dport" in probed
@@ -205,7 +202,7 @@ def test_disabled_neither_unit_runs_after_a_reboot(guarded: Machine) -> None:
     guarded.run(["systemctl", "disable", "nftguard"])
     guarded.reboot()
     for unit in ("nftguard", "nftguard-boot"):
-        assert show(guarded, unit, "ActiveState") == "inactive"
+        assert shown(guarded, unit, "ActiveState") == "inactive"
         assert moment(guarded, unit, "InactiveExit") == 0
         assert guarded.journal("--boot", f"--unit={unit}") == []
     assert guarded.run(["nft", "list", "ruleset"]).stdout == ""
@@ -248,10 +245,10 @@ def test_a_broken_file_at_boot_leaves_the_last_good_rules_and_says_so(guarded: M
     assert shape(guarded) == before != ""
     assert guarded.state == "degraded"
     assert code(guarded) == 1
-    assert show(guarded, "nftguard", "ActiveState") == "active"
-    assert "DEGRADED" in show(guarded, "nftguard", "StatusText")
-    assert show(guarded, "nftguard-boot", "ActiveState") == "failed"
-    assert show(guarded, "nftguard-boot", "ExecMainStatus") == "78"
+    assert shown(guarded, "nftguard", "ActiveState") == "active"
+    assert "DEGRADED" in shown(guarded, "nftguard", "StatusText")
+    assert shown(guarded, "nftguard-boot", "ActiveState") == "failed"
+    assert shown(guarded, "nftguard-boot", "ExecMainStatus") == "78"
     told = messages(guarded, "--boot", "--unit=nftguard-boot")
     assert len([line for line in told if line.startswith(f"{CONFIG}: is not valid TOML")]) == 1
     assert moment(guarded, "nftguard-boot", "ExecMainExit") <= moment(guarded, "network-pre.target", "ActiveEnter")

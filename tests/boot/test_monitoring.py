@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from tests.boot.base import CHECKOUT
 from tests.boot.machine import Machine
 from tests.boot.suites import TRIXIE
+from tests.boot.units import check_unprivileged, shown
 from tests.boot.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -81,10 +82,6 @@ def wait_for(machine: Machine, what: float, name: str, **labels: str) -> None:
     wait_until(lambda: value(machine, name, **labels) == what, f"{name} {labels} to be {what}", pause=0.1)
 
 
-def shown(machine: Machine, unit: str, what: str) -> str:
-    return machine.run(["systemctl", "show", "--property", what, "--value", unit]).stdout.strip()
-
-
 def attempt(machine: Machine, unit: str) -> None:
     machine.run(["systemd-run", "--quiet", "--wait", f"--unit={unit}", "/usr/bin/python3", "-c", _TRY, "192.0.2.1"])
 
@@ -115,15 +112,7 @@ def test_neither_service_starts_or_stops_the_other(watched: Machine) -> None:
 
 
 def test_it_has_no_privilege_and_reads_only_what_all_may_read(serving: Machine) -> None:
-    pid = shown(serving, _UNIT, "MainPID")
-    status = dict(
-        line.split(":", 1) for line in serving.run(["cat", f"/proc/{pid}/status"]).stdout.splitlines() if ":" in line
-    )
-    assert {status[name].strip() for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
-    assert "0" not in status["Uid"].split()
-    assert status["NoNewPrivs"].strip() == "1"
-    assert int(status["VmRSS"].split()[0]) < 60_000, "kB"
-    serving.run(["systemd-analyze", "security", "--no-pager", "--threshold=12", _UNIT])
+    pid = check_unprivileged(serving, _UNIT)
     inside = ["nsenter", f"--target={pid}", "--mount", "sh", "-c"]
     for write in (": >/run/nftguard/status.json", ": >/run/nftguard/new", "rm /run/nftguard/status.json"):
         done = serving.run([*inside, write], check=False)

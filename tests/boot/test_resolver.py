@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nftguard.resolver.entries import Entry, encode
+from tests.boot.units import check_unprivileged, shown
 from tests.boot.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -44,10 +45,6 @@ def answers(machine: Machine) -> dict[str, Any]:
     return dict(json.loads(text or "{}"))
 
 
-def shown(machine: Machine, unit: str, what: str) -> str:
-    return machine.run(["systemctl", "show", "--property", what, "--value", unit]).stdout.strip()
-
-
 def wait_for(machine: Machine, state: str) -> None:
     wait_until(lambda: shown(machine, "nftguard-resolver.service", "ActiveState") == state, state, pause=0.1)
 
@@ -61,15 +58,7 @@ def test_it_runs_while_names_are_wanted_and_without_any_privilege(resolving: Mac
     assert set(found["localhost"]["addresses"]) == {"127.0.0.1", "::1"}
     assert found["missing.example"]["error"] == "there is no such name"
 
-    pid = shown(resolving, "nftguard-resolver.service", "MainPID")
-    status = dict(
-        line.split(":", 1) for line in resolving.run(["cat", f"/proc/{pid}/status"]).stdout.splitlines() if ":" in line
-    )
-    assert {status[name].strip() for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
-    assert "0" not in status["Uid"].split()
-    assert status["NoNewPrivs"].strip() == "1"
-    assert int(status["VmRSS"].split()[0]) < 60_000, "kB"
-    resolving.run(["systemd-analyze", "security", "--no-pager", "--threshold=12", "nftguard-resolver.service"])
+    check_unprivileged(resolving, "nftguard-resolver.service")
 
     resolving.run(["rm", _NAMES])
     wait_for(resolving, "inactive")

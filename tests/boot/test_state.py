@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.boot.machine import Machine
-from tests.boot.test_boot import CONFIG, code, messages, shape, show
+from tests.boot.test_boot import CONFIG, code, messages, shape
 from tests.boot.test_service import drop_in, events, status, table
+from tests.boot.units import shown
 from tests.boot.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -93,9 +94,9 @@ def test_a_broken_configuration_changes_no_rule_and_is_told_once(guarded: Machin
 
     guarded.reboot(network=False)
     assert shape(guarded) == before, "at boot"
-    assert show(guarded, "nftguard", "ActiveState") == "active"
-    assert show(guarded, "nftguard-boot", "ActiveState") == "failed"
-    assert "DEGRADED" in show(guarded, "nftguard", "StatusText")
+    assert shown(guarded, "nftguard", "ActiveState") == "active"
+    assert shown(guarded, "nftguard-boot", "ActiveState") == "failed"
+    assert "DEGRADED" in shown(guarded, "nftguard", "StatusText")
     at_boot = told(guarded, "--boot")
     assert "Traceback" not in "\n".join(messages(guarded))
     assert [said in line for line in at_boot] == [True], at_boot
@@ -111,7 +112,7 @@ def test_status_is_degraded_where_only_the_service_cannot_read_the_file(guarded:
     """Root, who asks, can read it: then the service's own word must count."""
     guarded.run(["sh", "-ec", _BROKEN["a file for root alone"][0].replace("$F", CONFIG)])
     guarded.run(["systemctl", "reload", "nftguard"], check=False)
-    assert "DEGRADED" in show(guarded, "nftguard", "StatusText")
+    assert "DEGRADED" in shown(guarded, "nftguard", "StatusText")
     found = status(guarded)
     assert (found["state"], code(guarded)) == ("degraded", 1)
     assert "Permission denied" in " ".join(found["reasons"])

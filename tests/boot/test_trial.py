@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.boot.test_boot import CONFIG, code, messages, shape, show
+from tests.boot.test_boot import CONFIG, code, messages, shape
 from tests.boot.test_service import events, status, table
+from tests.boot.units import shown
 from tests.boot.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ def rules(machine: Machine) -> list[str]:
 
 def in_doubt(machine: Machine) -> None:
     """Check that the service runs, and says why it does not run what the file says."""
-    assert show(machine, "nftguard", "ActiveState") == "active"
-    assert _DOUBT in show(machine, "nftguard", "StatusText")
+    assert shown(machine, "nftguard", "ActiveState") == "active"
+    assert _DOUBT in shown(machine, "nftguard", "StatusText")
     assert code(machine) == 1
     assert _DOUBT in " ".join(status(machine)["reasons"])
 
@@ -57,8 +58,8 @@ def test_the_service_that_systemd_starts_anew_has_the_rules_before_the_trial(gua
     begin(guarded)
     guarded.run(["systemctl", "kill", "--kill-whom=main", "--signal=KILL", "nftguard"])
     wait_until(lambda: rules(guarded) == before, "the rules before the trial")
-    wait_until(lambda: _DOUBT in show(guarded, "nftguard", "StatusText"), "the reason in the status")
-    assert show(guarded, "nftguard", "NRestarts") == "1"
+    wait_until(lambda: _DOUBT in shown(guarded, "nftguard", "StatusText"), "the reason in the status")
+    assert shown(guarded, "nftguard", "NRestarts") == "1"
     in_doubt(guarded)
     guarded.run(["systemctl", "restart", "nftguard"])
     assert rules(guarded) == before
@@ -89,7 +90,7 @@ def test_a_reboot_in_the_middle_brings_the_rules_before_the_trial(guarded: Machi
     assert rules(guarded) == before
     in_doubt(guarded)
     # The boot unit left it at that, and so did not bring the system down to "degraded".
-    assert show(guarded, "nftguard-boot", "ActiveState") == "active"
+    assert shown(guarded, "nftguard-boot", "ActiveState") == "active"
     told = messages(guarded, "--boot", "--unit=nftguard-boot")
     assert [line for line in told if _DOUBT in line or "blocked on" in line] == [
         f"{_DOUBT}: the last good rules stay; `nftguard apply` takes it, or edit it"
